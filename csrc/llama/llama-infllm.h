@@ -1,0 +1,118 @@
+#pragma once
+
+// Public C API of the InfLLM memory: contexts longer than the device memory and than the training length.
+//
+// The KV cache of a context made by llama_infllm_init_from_model() is cut into blocks that live in host memory.
+// Attention sees a bounded set of resident tokens: the init tokens, the local window and the blocks that score
+// highest for the current queries (InfLLM, Xiao et al. 2024, arXiv 2402.04617). All other calls of llama.h work
+// on such a context unchanged.
+//
+// Unmodified programs: the environment variable LLAMA_INFLLM turns the method on in llama_init_from_model(),
+// either "1" (the defaults) or a list such as "n_local=1024,topk=16,position=infllm".
+
+#include "llama.h"
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum llama_infllm_position {
+    LLAMA_INFLLM_POSITION_AUTO   = 0, // TRUE if n_ctx <= n_ctx_train, else INFLLM
+    LLAMA_INFLLM_POSITION_TRUE   = 1, // every token keeps its own position
+    LLAMA_INFLLM_POSITION_INFLLM = 2, // a paged-in block takes the positions of its slot; all stay below n_ctx_train
+};
+
+struct llama_infllm_params {
+    uint32_t n_init;            // init tokens, always resident (attention sinks)
+    uint32_t n_local;           // local window, tokens; 0: n_ctx_train/8, at most 4096
+    uint32_t block_size;        // tokens of a block
+    uint32_t topk;              // blocks selected per layer for every ubatch
+    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk
+    uint32_t repr_topk;         // representative keys of a block, <= block_size
+    uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means
+    enum llama_infllm_position position;
+    uint64_t store_max_bytes;   // limit of the block store, bytes; 0: no limit
+};
+
+// counters since the context was made (or llama_infllm_reset_stats), gauges of now
+struct llama_infllm_stats {
+    uint32_t n_layer;           // layers summed up here: 1, or all
+    uint32_t n_seq;             // sequences that hold tokens
+    uint64_t n_tokens;          // tokens held, all sequences
+    uint64_t n_tokens_resident; // tokens attention can see without paging, all sequences (of one layer)
+    uint64_t n_blocks;          // blocks in the store, times layers
+    uint64_t n_slots;           // slots, times layers
+    uint64_t bytes_resident;    // K and V of the resident buffer
+    uint64_t bytes_repr;        // representative keys
+    uint64_t bytes_store;       // blocks in the store: K, V and their query sums
+    uint64_t bytes_store_kv;    // K and V rows alone
+    uint64_t bytes_paged_in;
+    uint64_t n_select;          // selections made
+    uint64_t n_selected;        // blocks selected
+    uint64_t n_hit;             // of which already resident
+    uint64_t n_page_in;         // of which paged in (n_selected = n_hit + n_page_in)
+};
+
+struct llama_infllm_trace_event {
+    int32_t         il;         // layer
+    llama_seq_id    seq_id;
+    llama_pos       pos;        // position of the ubatch's first token
+    uint32_t        n_tokens;   // tokens of the ubatch
+    uint32_t        n_blocks;   // blocks that could be selected
+    uint32_t        n_selected;
+    uint32_t        n_page_in;
+    const int32_t * selected;   // [n_selected] block indices, best first; block b holds the positions
+                                //   n_init + b*block_size .. n_init + (b + 1)*block_size - 1
+    const float   * scores;     // [n_blocks]
+};
+
+// called from a compute thread during llama_decode(); must not call back into the context
+typedef void (*llama_infllm_trace_callback)(const struct llama_infllm_trace_event * event, void * user_data);
+
+LLAMA_API struct llama_infllm_params llama_infllm_default_params(void);
+
+// read "1" or "name=value,..." into params; names are the fields above; "0" or "" switch the method off
+// returns false on an unknown name or a bad value, see llama_infllm_last_error()
+LLAMA_API bool llama_infllm_params_parse(const char * text, struct llama_infllm_params * params, bool * enabled);
+
+// fill in the automatic values and check params against the model and the context parameters
+// returns false when they cannot work, see llama_infllm_last_error()
+LLAMA_API bool llama_infllm_params_resolve(
+        const struct llama_model          * model,
+        const struct llama_context_params * cparams,
+              struct llama_infllm_params  * params);
+
+// resident cells per sequence for resolved params
+LLAMA_API uint32_t llama_infllm_n_cells(const struct llama_infllm_params * params, uint32_t n_ubatch);
+
+// like llama_init_from_model(), with the InfLLM memory
+// returns NULL on failure, see llama_infllm_last_error()
+LLAMA_API struct llama_context * llama_infllm_init_from_model(
+        struct llama_model          * model,
+        struct llama_context_params   cparams,
+        struct llama_infllm_params    params);
+
+// one sentence about the last failure on this thread, "" if there was none
+LLAMA_API const char * llama_infllm_last_error(void);
+
+// true if the context has the InfLLM memory
+LLAMA_API bool llama_infllm_active(const struct llama_context * ctx);
+
+// the resolved parameters of the context; false if it has no InfLLM memory
+LLAMA_API bool llama_infllm_get_params(const struct llama_context * ctx, struct llama_infllm_params * params);
+
+// il < 0: all layers; false if the context has no InfLLM memory or no such layer
+// may be called from another thread while the context computes
+LLAMA_API bool llama_infllm_get_stats(const struct llama_context * ctx, int32_t il, struct llama_infllm_stats * stats);
+
+LLAMA_API void llama_infllm_reset_stats(struct llama_context * ctx);
+
+// per-layer selection trace; NULL switches it off
+LLAMA_API void llama_infllm_set_trace(struct llama_context * ctx, llama_infllm_trace_callback callback, void * user_data);
+
+#ifdef __cplusplus
+}
+#endif
