@@ -1,0 +1,37 @@
+# Compilers, build type, warnings, ccache, sanitizers: what must be set before any target exists.
+
+include(CheckLanguage)
+foreach (lang C CXX)
+    check_language(${lang})
+    if (NOT CMAKE_${lang}_COMPILER)
+        message(FATAL_ERROR "No ${lang} compiler found: install one (Debian, Ubuntu: apt install g++) or set CC and CXX.")
+    endif()
+    enable_language(${lang})
+endforeach()
+
+set(CMAKE_CXX_STANDARD          17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS        OFF)
+
+if (NOT CMAKE_BUILD_TYPE)
+    set(CMAKE_BUILD_TYPE Release CACHE STRING "Build type" FORCE)
+endif()
+
+if (NOT MSVC)
+    set(INFLLM_WARNINGS -Wall -Wextra -Wpedantic -Wcast-qual -Wshadow -Wmissing-declarations)
+endif()
+
+find_program(INFLLM_CCACHE ccache)
+if (INFLLM_CCACHE)
+    foreach (lang C CXX CUDA)
+        if (NOT CMAKE_${lang}_COMPILER_LAUNCHER)
+            set(CMAKE_${lang}_COMPILER_LAUNCHER ${INFLLM_CCACHE})
+        endif()
+    endforeach()
+endif()
+
+if (INFLLM_SANITIZE)
+    # upstream's objects too: an overflow in a buffer of ours often shows in their code
+    add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+    add_link_options   (-fsanitize=address,undefined)
+endif()

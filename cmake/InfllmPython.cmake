@@ -1,0 +1,28 @@
+# The extension infllm_cpp._core and the install rules of the Python package:
+#   infllm_cpp/_core.*.so           finds its libraries in $ORIGIN/lib
+#   infllm_cpp/lib/libllama.so ...  find each other in $ORIGIN
+
+find_package(Python   REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(pybind11 REQUIRED CONFIG)
+
+# pip builds in a throw-away environment: headers there are new, under a new path, in every build.
+# A copy in the build tree keeps the second `pip install .` from compiling the extension again.
+get_target_property(pybind11_dir pybind11::headers INTERFACE_INCLUDE_DIRECTORIES)
+set(pybind11_copy ${CMAKE_BINARY_DIR}/pybind11-${pybind11_VERSION})
+if (NOT EXISTS ${pybind11_copy}/pybind11/pybind11.h)
+    file(COPY ${pybind11_INCLUDE_DIR}/pybind11 DESTINATION ${pybind11_copy})
+endif()
+set_target_properties(pybind11::headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${pybind11_copy})
+
+file(GLOB INFLLM_PYTHON_SOURCES CONFIGURE_DEPENDS csrc/python/*.cpp)
+pybind11_add_module(_core NO_EXTRAS ${INFLLM_PYTHON_SOURCES})
+target_compile_options(_core PRIVATE ${INFLLM_WARNINGS})
+target_link_libraries(_core PRIVATE llama)
+set_target_properties(_core PROPERTIES
+    INSTALL_RPATH            ${INFLLM_ORIGIN}/lib
+    LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/python)
+
+install(TARGETS _core LIBRARY DESTINATION infllm_cpp COMPONENT infllm)
+install(TARGETS llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS}
+    LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
+    RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
