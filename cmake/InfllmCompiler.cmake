@@ -18,7 +18,7 @@ if (NOT CMAKE_BUILD_TYPE)
 endif()
 
 if (NOT MSVC)
-    set(INFLLM_WARNINGS -Wall -Wextra -Wpedantic -Wcast-qual -Wshadow -Wmissing-declarations)
+    set(INFLLM_WARNINGS -Wall -Wextra -Wpedantic -Wcast-qual -Wmissing-declarations)
 endif()
 
 find_program(INFLLM_CCACHE ccache)
