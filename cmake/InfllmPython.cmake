@@ -1,21 +1,21 @@
 # The extension infllm_cpp._core and the install rules of the Python package:
 #   infllm_cpp/_core.*.so           finds its libraries in $ORIGIN/lib
 #   infllm_cpp/lib/libllama.so ...  find each other in $ORIGIN
+#   infllm_cpp/include/             llama.h, llama-infllm.h, ggml*.h, for C and C++ programs
 
 find_package(Python   REQUIRED COMPONENTS Interpreter Development.Module)
 find_package(pybind11 REQUIRED CONFIG)
 
 # pip builds in a throw-away environment: headers there are new, under a new path, in every build.
 # A copy in the build tree keeps the second `pip install .` from compiling the extension again.
-get_target_property(pybind11_dir pybind11::headers INTERFACE_INCLUDE_DIRECTORIES)
 set(pybind11_copy ${CMAKE_BINARY_DIR}/pybind11-${pybind11_VERSION})
-if (NOT EXISTS ${pybind11_copy}/pybind11/pybind11.h)
+if (NOT EXISTS ${pybind11_copy}/pybind11)
     file(COPY ${pybind11_INCLUDE_DIR}/pybind11 DESTINATION ${pybind11_copy})
 endif()
-set_target_properties(pybind11::headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${pybind11_copy})
+set_target_properties(pybind11::pybind11_headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${pybind11_copy})
 
-file(GLOB INFLLM_PYTHON_SOURCES CONFIGURE_DEPENDS csrc/python/*.cpp)
-pybind11_add_module(_core NO_EXTRAS ${INFLLM_PYTHON_SOURCES})
+file(GLOB sources CONFIGURE_DEPENDS python/*.cpp)
+pybind11_add_module(_core NO_EXTRAS ${sources})
 target_compile_options(_core PRIVATE ${INFLLM_WARNINGS})
 target_link_libraries(_core PRIVATE llama)
 set_target_properties(_core PROPERTIES
@@ -23,6 +23,13 @@ set_target_properties(_core PROPERTIES
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/python)
 
 install(TARGETS _core LIBRARY DESTINATION infllm_cpp COMPONENT infllm)
+set_target_properties(llama ggml PROPERTIES PUBLIC_HEADER "") # upstream lists them relative to its own folder
 install(TARGETS llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS}
     LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
     RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
+install(
+    FILES ${INFLLM_UPSTREAM_DIR}/include/llama.h ${CMAKE_CURRENT_SOURCE_DIR}/llama/llama-infllm.h
+    DESTINATION infllm_cpp/include COMPONENT infllm)
+install(
+    DIRECTORY ${INFLLM_UPSTREAM_DIR}/ggml/include/
+    DESTINATION infllm_cpp/include COMPONENT infllm)
