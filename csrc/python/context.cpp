@@ -1,0 +1,194 @@
+#include "context.h"
+
+#include "log.h"
+
+#include <stdexcept>
+
+// a signal is seen this late, and the GIL is taken this often
+static const auto t_check_interval = std::chrono::milliseconds(50);
+
+[[noreturn]] static void raise(PyObject * type, const std::string & message) {
+    PyErr_SetString(type, message.c_str());
+    throw py::error_already_set();
+}
+
+context::context(std::shared_ptr<model> mdl,
+        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, int32_t n_threads, int32_t n_threads_batch,
+        const std::string & type_k, const std::string & type_v, bool offload_kqv,
+        const std::optional<llama_infllm_params> & infllm) : mdl(std::move(mdl)) {
+    llama_context_params params = llama_context_default_params();
+
+    params.n_ctx           = n_ctx;
+    params.n_batch         = n_batch;
+    params.n_ubatch        = n_ubatch;
+    params.n_threads       = n_threads;
+    params.n_threads_batch = n_threads_batch;
+    params.type_k          = type_from_name(type_k);
+    params.type_v          = type_from_name(type_v);
+    params.offload_kqv     = offload_kqv;
+
+    params.abort_callback      = on_abort_check;
+    params.abort_callback_data = this;
+
+    py::gil_scoped_release no_gil;
+
+    log_clear();
+    ptr.reset(infllm ? llama_infllm_init_from_model(this->mdl->get(), params, *infllm)
+                     : llama_init_from_model       (this->mdl->get(), params));
+    if (!ptr) {
+        const std::string why = infllm ? llama_infllm_last_error() : "";
+        throw std::runtime_error(why.empty() ? log_text() : why);
+    }
+}
+
+bool context::on_abort_check(void * data) {
+    auto * self = (context *) data;
+
+    if (self->interrupted) {
+        return true;
+    }
+    if (!self->is_main_thread) {
+        return false;
+    }
+
+    const auto t_now = std::chrono::steady_clock::now();
+    if (t_now - self->t_check < t_check_interval) {
+        return false;
+    }
+    self->t_check = t_now;
+
+    // ggml calls this from the thread that called llama_decode(); the exception stays set in its Python thread state
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    const bool raised = PyErr_CheckSignals() != 0;
+    PyGILState_Release(gil);
+
+    if (raised) {
+        self->interrupted = true;
+    }
+    return raised;
+}
+
+void context::decode(const std::vector<llama_token> & tokens, outputs out) {
+    if (tokens.empty() || tokens.size() > llama_n_batch(ptr.get())) {
+        throw std::invalid_argument(std::to_string(tokens.size()) + " tokens to decode: between 1 and n_batch = "
+            + std::to_string(llama_n_batch(ptr.get())) + " can be decoded at once");
+    }
+    for (const llama_token token : tokens) {
+        mdl->check_token(token);
+    }
+
+    std::vector<llama_token> data = tokens;
+    std::vector<int8_t> flags(data.size(), out == OUTPUTS_ALL);
+    flags.back() = out != OUTPUTS_NONE;
+
+    llama_batch batch = llama_batch_get_one(data.data(), data.size());
+    batch.logits = flags.data();
+
+    {
+        const auto threading = py::module_::import("threading");
+        is_main_thread = threading.attr("current_thread")().is(threading.attr("main_thread")());
+        t_check        = std::chrono::steady_clock::now();
+    }
+
+    int32_t rc = 2;
+    if (!interrupted) {
+        py::gil_scoped_release no_gil;
+
+        log_clear();
+        rc = llama_decode(ptr.get(), batch);
+        llama_synchronize(ptr.get());
+    }
+
+    const bool was_interrupted = interrupted.exchange(false);
+
+    if (PyErr_Occurred()) {
+        throw py::error_already_set(); // KeyboardInterrupt, or whatever a signal handler raised
+    }
+    if (rc == 0) {
+        return;
+    }
+    if (was_interrupted) {
+        raise(PyExc_InterruptedError, "interrupted");
+    }
+
+    const std::string why = llama_infllm_active(ptr.get()) ? llama_infllm_last_error() : "";
+    if (!why.empty()) {
+        raise(PyExc_MemoryError, why);
+    }
+    if (rc == 1) {
+        raise(PyExc_MemoryError, "the KV cache has no room for " + std::to_string(data.size()) + " more tokens: use a larger n_ctx");
+    }
+    throw std::runtime_error("llama_decode failed with " + std::to_string(rc) + ": " + log_text());
+}
+
+py::array_t<float> context::logits() const {
+    const float * src = llama_get_logits_ith(ptr.get(), -1);
+    if (!src) {
+        throw std::runtime_error("there are no logits: evaluate tokens first");
+    }
+    return py::array_t<float>(llama_vocab_n_tokens(mdl->vocab()), src);
+}
+
+py::array_t<float> context::logits_rows(size_t n_rows) const {
+    const size_t n_vocab = llama_vocab_n_tokens(mdl->vocab());
+
+    const float * src = llama_get_logits(ptr.get());
+    if (!src) {
+        throw std::runtime_error("there are no logits: evaluate tokens first");
+    }
+    return py::array_t<float>({ n_rows, n_vocab }, src);
+}
+
+uint32_t context::n_past() const {
+    return llama_memory_seq_pos_max(llama_get_memory(ptr.get()), 0) + 1;
+}
+
+bool context::seq_rm(int32_t p0) {
+    py::gil_scoped_release no_gil;
+
+    return llama_memory_seq_rm(llama_get_memory(ptr.get()), 0, p0, -1);
+}
+
+void context::clear() {
+    py::gil_scoped_release no_gil;
+
+    llama_memory_clear(llama_get_memory(ptr.get()), false);
+}
+
+std::optional<llama_infllm_params> context::infllm_params() const {
+    llama_infllm_params res;
+    if (!llama_infllm_get_params(ptr.get(), &res)) {
+        return std::nullopt;
+    }
+    return res;
+}
+
+std::optional<llama_infllm_stats> context::stats(int32_t il) const {
+    llama_infllm_stats res;
+    if (!llama_infllm_get_stats(ptr.get(), il, &res)) {
+        return std::nullopt;
+    }
+    return res;
+}
+
+void context::on_trace(const llama_infllm_trace_event * event, void * data) {
+    auto & trace = ((context *) data)->trace;
+
+    // layers are computed one after the other, so that there is one caller at a time
+    trace.push_back({
+        event->il, event->pos, event->n_tokens, event->n_page_in,
+        { event->selected, event->selected + event->n_selected },
+        { event->scores,   event->scores   + event->n_blocks   },
+    });
+}
+
+void context::set_trace(bool enabled) {
+    trace.clear();
+    llama_infllm_set_trace(ptr.get(), enabled ? on_trace : nullptr, this);
+}
+
+std::vector<trace_event> context::take_trace() {
+    std::vector<trace_event> res;
+    res.swap(trace);
+    return res;
+}

@@ -1,0 +1,78 @@
+#pragma once
+
+#include "model.h"
+
+#include <pybind11/numpy.h>
+
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+// a selection of one layer, copied out of llama_infllm_trace_event
+struct trace_event {
+    int32_t  il;
+    int32_t  pos;
+    uint32_t n_tokens;
+    uint32_t n_page_in;
+
+    std::vector<int32_t> selected; // block indices, best first
+    std::vector<float>   scores;   // [n_blocks]
+};
+
+// one llama_context with one sequence; not thread safe, except for stats() and interrupt()
+class context {
+public:
+    context(std::shared_ptr<model> mdl,
+            uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, int32_t n_threads, int32_t n_threads_batch,
+            const std::string & type_k, const std::string & type_v, bool offload_kqv,
+            const std::optional<llama_infllm_params> & infllm);
+
+    context(const context &) = delete;
+
+    llama_context * get() const { return ptr.get(); }
+
+    enum outputs { OUTPUTS_NONE, OUTPUTS_LAST, OUTPUTS_ALL };
+
+    // append tokens [n], n <= n_batch, to the sequence
+    // whatever is thrown, n_past() tells what the memory holds afterwards
+    void decode(const std::vector<llama_token> & tokens, outputs out);
+
+    // stop decode() in another thread, or the next one: it throws InterruptedError
+    void interrupt()       { interrupted = true;  }
+    void interrupt_clear() { interrupted = false; }
+
+    // logits of the last token [n_vocab], or of the last n_rows tokens [n_rows, n_vocab]
+    py::array_t<float> logits() const;
+    py::array_t<float> logits_rows(size_t n_rows) const;
+
+    uint32_t n_past() const; // tokens in the memory
+
+    bool seq_rm(int32_t p0); // remove positions p0 and later; false: not possible, nothing changed
+    void clear();
+
+    std::optional<llama_infllm_params> infllm_params() const;
+    std::optional<llama_infllm_stats>  stats(int32_t il) const;
+
+    void reset_stats() { llama_infllm_reset_stats(ptr.get()); }
+
+    void set_trace(bool enabled);
+    std::vector<trace_event> take_trace();
+
+private:
+    static bool on_abort_check(void * data);
+    static void on_trace(const llama_infllm_trace_event * event, void * data);
+
+    std::shared_ptr<model> mdl; // outlives ptr
+
+    std::unique_ptr<llama_context, void (*)(llama_context *)> ptr { nullptr, llama_free };
+
+    std::atomic<bool> interrupted { false };
+
+    bool is_main_thread = false; // only there does Python handle signals
+    std::chrono::steady_clock::time_point t_check; // of the last look at the signals
+
+    std::vector<trace_event> trace;
+};

@@ -1,0 +1,155 @@
+#include "model.h"
+
+#include "log.h"
+
+#include <stdexcept>
+
+ggml_type type_from_name(const std::string & name) {
+    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        if (name == ggml_type_name(type)) {
+            return type;
+        }
+    }
+    throw std::invalid_argument("K/V type '" + name + "' is unknown: use 'f16', 'q8_0' or 'q4_0'");
+}
+
+model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_mlock, bool no_alloc) {
+    llama_model_params params = llama_model_default_params();
+
+    params.n_gpu_layers = n_gpu_layers;
+    params.no_alloc     = no_alloc;
+    params.load_mode    = no_alloc               ? LLAMA_LOAD_MODE_NONE
+                        : use_mmap && use_mlock  ? LLAMA_LOAD_MODE_MMAP_MLOCK
+                        : use_mmap               ? LLAMA_LOAD_MODE_MMAP
+                        : use_mlock              ? LLAMA_LOAD_MODE_MLOCK
+                                                 : LLAMA_LOAD_MODE_NONE;
+
+    py::gil_scoped_release no_gil;
+
+    log_clear();
+    ptr.reset(llama_model_load_from_file(path.c_str(), params));
+    if (!ptr) {
+        throw std::runtime_error(log_text());
+    }
+}
+
+// llama.cpp's string getters: length on success, called again when the buffer was too small
+template <typename F>
+static std::string get_string(F get) {
+    std::string buf(256, '\0');
+    int32_t n = get(&buf[0], buf.size());
+    if (n >= (int32_t) buf.size()) {
+        buf.resize(n + 1);
+        n = get(&buf[0], buf.size());
+    }
+    buf.resize(n < 0 ? 0 : n);
+    return buf;
+}
+
+std::string model::desc() const {
+    return get_string([&](char * buf, size_t size) { return llama_model_desc(ptr.get(), buf, size); });
+}
+
+py::dict model::meta() const {
+    // a broken GGUF may hold bytes that are not UTF-8
+    const auto to_str = [](const std::string & s) {
+        return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(s.data(), s.size(), "replace"));
+    };
+
+    py::dict res;
+    for (int32_t i = 0; i < llama_model_meta_count(ptr.get()); ++i) {
+        const auto key = get_string([&](char * buf, size_t size) {
+            return llama_model_meta_key_by_index(ptr.get(), i, buf, size);
+        });
+        const auto val = get_string([&](char * buf, size_t size) {
+            return llama_model_meta_val_str_by_index(ptr.get(), i, buf, size);
+        });
+        res[to_str(key)] = to_str(val);
+    }
+    return res;
+}
+
+py::object model::chat_template(const py::object & name) const {
+    const std::string name_str = name.is_none() ? "" : name.cast<std::string>();
+
+    const char * text = llama_model_chat_template(ptr.get(), name.is_none() ? nullptr : name_str.c_str());
+    return text ? py::object(py::str(text)) : py::none();
+}
+
+std::vector<llama_token> model::tokenize(const std::string & text, bool add_special, bool parse_special) const {
+    if (text.size() > INT32_MAX) {
+        throw std::invalid_argument("text has " + std::to_string(text.size()) + " bytes: at most 2147483647 can be tokenized at once");
+    }
+
+    py::gil_scoped_release no_gil;
+
+    // a token stands for at least one byte, apart from BOS, EOS and an added space
+    std::vector<llama_token> res(text.size() + 4);
+    int32_t n = llama_tokenize(vocab(), text.data(), text.size(), res.data(), res.size(), add_special, parse_special);
+    if (n < 0 && n != INT32_MIN) {
+        res.resize(-n);
+        n = llama_tokenize(vocab(), text.data(), text.size(), res.data(), res.size(), add_special, parse_special);
+    }
+    if (n < 0) {
+        throw std::runtime_error("the text cannot be tokenized: too many tokens");
+    }
+    res.resize(n);
+    return res;
+}
+
+void model::check_token(llama_token token) const {
+    const int32_t n_vocab = llama_vocab_n_tokens(vocab());
+    if (token < 0 || token >= n_vocab) {
+        throw std::invalid_argument("token " + std::to_string(token) + " is out of range: the model has tokens 0 to " + std::to_string(n_vocab - 1));
+    }
+}
+
+py::bytes model::detokenize(const std::vector<llama_token> & tokens, bool remove_special, bool unparse_special) const {
+    for (const llama_token token : tokens) {
+        check_token(token);
+    }
+
+    std::string res(tokens.size()*8 + 16, '\0');
+    int32_t n = llama_detokenize(vocab(), tokens.data(), tokens.size(), &res[0], res.size(), remove_special, unparse_special);
+    if (n < 0) {
+        res.resize(-n);
+        n = llama_detokenize(vocab(), tokens.data(), tokens.size(), &res[0], res.size(), remove_special, unparse_special);
+    }
+    return py::bytes(res.data(), n < 0 ? 0 : n);
+}
+
+py::bytes model::token_to_piece(llama_token token, bool special) const {
+    check_token(token);
+
+    std::string res(64, '\0');
+    int32_t n = llama_token_to_piece(vocab(), token, &res[0], res.size(), 0, special);
+    if (n < 0) {
+        res.resize(-n);
+        n = llama_token_to_piece(vocab(), token, &res[0], res.size(), 0, special);
+    }
+    return py::bytes(res.data(), n < 0 ? 0 : n);
+}
+
+std::string model::token_text(llama_token token) const {
+    check_token(token);
+
+    const char * text = llama_vocab_get_text(vocab(), token);
+    return text ? text : "";
+}
+
+std::pair<llama_infllm_params, uint32_t> model::infllm_resolve(
+        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
+        const std::string & type_k, const std::string & type_v, llama_infllm_params params) const {
+    llama_context_params cparams = llama_context_default_params();
+
+    cparams.n_ctx    = n_ctx;
+    cparams.n_batch  = n_batch;
+    cparams.n_ubatch = n_ubatch;
+    cparams.type_k   = type_from_name(type_k);
+    cparams.type_v   = type_from_name(type_v);
+
+    if (!llama_infllm_params_resolve(ptr.get(), &cparams, &params)) {
+        throw std::invalid_argument(llama_infllm_last_error());
+    }
+    return { params, llama_infllm_n_cells(&params, n_ubatch) };
+}

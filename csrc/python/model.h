@@ -1,0 +1,49 @@
+#pragma once
+
+#include "llama-infllm.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+// "f16", "q8_0" or "q4_0"; throws std::invalid_argument
+ggml_type type_from_name(const std::string & name);
+
+// a GGUF model: vocabulary, metadata and, unless no_alloc, weights
+class model {
+public:
+    model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_mlock, bool no_alloc);
+
+    model(const model &) = delete;
+
+    llama_model       * get()   const { return ptr.get(); }
+    const llama_vocab * vocab() const { return llama_model_get_vocab(ptr.get()); }
+
+    std::string desc() const;
+    py::dict    meta() const; // str -> str, GGUF metadata without arrays
+
+    // None if the GGUF has no template of that name
+    py::object chat_template(const py::object & name) const;
+
+    std::vector<llama_token> tokenize(const std::string & text, bool add_special, bool parse_special) const;
+
+    py::bytes detokenize(const std::vector<llama_token> & tokens, bool remove_special, bool unparse_special) const;
+    py::bytes token_to_piece(llama_token token, bool special) const;
+    std::string token_text(llama_token token) const;
+
+    void check_token(llama_token token) const; // throws std::invalid_argument when out of range
+
+    // resolved parameters and resident cells per sequence
+    std::pair<llama_infllm_params, uint32_t> infllm_resolve(
+            uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
+            const std::string & type_k, const std::string & type_v, llama_infllm_params params) const;
+
+private:
+    std::unique_ptr<llama_model, void (*)(llama_model *)> ptr { nullptr, llama_model_free };
+};

@@ -1,0 +1,158 @@
+// infllm_cpp._core: the C API for python/infllm_cpp, and nothing else; typed in python/infllm_cpp/_core.pyi
+
+#include "context.h"
+#include "log.h"
+#include "model.h"
+#include "sampler.h"
+
+static py::str chat_apply_template(
+        const std::string & tmpl, const std::vector<std::pair<std::string, std::string>> & messages, bool add_ass) {
+    std::vector<llama_chat_message> chat;
+    for (const auto & [role, content] : messages) {
+        chat.push_back({ role.c_str(), content.c_str() });
+    }
+
+    int32_t n = llama_chat_apply_template(tmpl.c_str(), chat.data(), chat.size(), add_ass, nullptr, 0);
+    if (n < 0) {
+        throw std::invalid_argument("chat template '" + tmpl + "' is not built into llama.cpp");
+    }
+    std::string res(n + 1, '\0');
+    n = llama_chat_apply_template(tmpl.c_str(), chat.data(), chat.size(), add_ass, &res[0], res.size());
+    res.resize(n);
+    return py::str(res);
+}
+
+// llama_supports_gpu_offload() is true for any build with RPC, even with no server in reach
+static bool supports_gpu_offload() {
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU)  != nullptr
+        || ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU) != nullptr;
+}
+
+static py::object as_array(const std::vector<float> & v) {
+    return py::array_t<float>(v.size(), v.data());
+}
+
+static py::object as_array(const std::vector<int32_t> & v) {
+    return py::array_t<int32_t>(v.size(), v.data());
+}
+
+PYBIND11_MODULE(_core, m) {
+    log_install();
+    llama_backend_init();
+
+    m.attr("DEFAULT_SEED") = LLAMA_DEFAULT_SEED;
+
+    m.def("llama_version",        &llama_version);
+    m.def("system_info",          &llama_print_system_info);
+    m.def("supports_gpu_offload", &supports_gpu_offload);
+    m.def("set_verbose",          &log_set_verbose, py::arg("verbose"));
+    m.def("log_text",             &log_text);
+    m.def("chat_apply_template",  &chat_apply_template, py::arg("template"), py::arg("messages"), py::arg("add_assistant"));
+
+    py::class_<llama_infllm_params>(m, "InfLLMParams")
+        .def(py::init(&llama_infllm_default_params))
+        .def_readwrite("n_init",            &llama_infllm_params::n_init)
+        .def_readwrite("n_local",           &llama_infllm_params::n_local)
+        .def_readwrite("block_size",        &llama_infllm_params::block_size)
+        .def_readwrite("topk",              &llama_infllm_params::topk)
+        .def_readwrite("max_cached_blocks", &llama_infllm_params::max_cached_blocks)
+        .def_readwrite("repr_topk",         &llama_infllm_params::repr_topk)
+        .def_readwrite("n_score",           &llama_infllm_params::n_score)
+        .def_readwrite("store_max_bytes",   &llama_infllm_params::store_max_bytes)
+        .def_property("position",
+            [](const llama_infllm_params & p)            { return (int) p.position; },
+            [](      llama_infllm_params & p, int value) { p.position = (llama_infllm_position) value; });
+
+    py::class_<llama_infllm_stats>(m, "InfLLMStats")
+        .def_readonly("n_layer",           &llama_infllm_stats::n_layer)
+        .def_readonly("n_seq",             &llama_infllm_stats::n_seq)
+        .def_readonly("n_tokens",          &llama_infllm_stats::n_tokens)
+        .def_readonly("n_tokens_resident", &llama_infllm_stats::n_tokens_resident)
+        .def_readonly("n_blocks",          &llama_infllm_stats::n_blocks)
+        .def_readonly("n_slots",           &llama_infllm_stats::n_slots)
+        .def_readonly("bytes_resident",    &llama_infllm_stats::bytes_resident)
+        .def_readonly("bytes_repr",        &llama_infllm_stats::bytes_repr)
+        .def_readonly("bytes_store",       &llama_infllm_stats::bytes_store)
+        .def_readonly("bytes_store_kv",    &llama_infllm_stats::bytes_store_kv)
+        .def_readonly("bytes_paged_in",    &llama_infllm_stats::bytes_paged_in)
+        .def_readonly("n_select",          &llama_infllm_stats::n_select)
+        .def_readonly("n_selected",        &llama_infllm_stats::n_selected)
+        .def_readonly("n_hit",             &llama_infllm_stats::n_hit)
+        .def_readonly("n_page_in",         &llama_infllm_stats::n_page_in);
+
+    py::class_<trace_event>(m, "TraceEvent")
+        .def_readonly("il",        &trace_event::il)
+        .def_readonly("pos",       &trace_event::pos)
+        .def_readonly("n_tokens",  &trace_event::n_tokens)
+        .def_readonly("n_page_in", &trace_event::n_page_in)
+        .def_property_readonly("selected", [](const trace_event & e) { return as_array(e.selected); })
+        .def_property_readonly("scores",   [](const trace_event & e) { return as_array(e.scores); });
+
+    py::class_<model, std::shared_ptr<model>>(m, "Model")
+        .def(py::init<const std::string &, int32_t, bool, bool, bool>(),
+            py::arg("path"), py::arg("n_gpu_layers") = 0, py::arg("use_mmap") = true, py::arg("use_mlock") = false,
+            py::arg("no_alloc") = false)
+        .def("desc",           &model::desc)
+        .def("meta",           &model::meta)
+        .def("chat_template",  &model::chat_template,  py::arg("name") = py::none())
+        .def("tokenize",       &model::tokenize,       py::arg("text"),   py::arg("add_special"), py::arg("parse_special"))
+        .def("detokenize",     &model::detokenize,     py::arg("tokens"), py::arg("remove_special"), py::arg("unparse_special"))
+        .def("token_to_piece", &model::token_to_piece, py::arg("token"),  py::arg("special"))
+        .def("token_text",     &model::token_text,     py::arg("token"))
+        .def("infllm_resolve", &model::infllm_resolve,
+            py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"), py::arg("type_k"), py::arg("type_v"), py::arg("params"))
+        .def("n_ctx_train", [](const model & s) { return llama_model_n_ctx_train(s.get()); })
+        .def("n_embd",      [](const model & s) { return llama_model_n_embd     (s.get()); })
+        .def("n_layer",     [](const model & s) { return llama_model_n_layer    (s.get()); })
+        .def("n_head",      [](const model & s) { return llama_model_n_head     (s.get()); })
+        .def("n_head_kv",   [](const model & s) { return llama_model_n_head_kv  (s.get()); })
+        .def("n_params",    [](const model & s) { return llama_model_n_params   (s.get()); })
+        .def("size",        [](const model & s) { return llama_model_size       (s.get()); })
+        .def("n_vocab",     [](const model & s) { return llama_vocab_n_tokens   (s.vocab()); })
+        .def("token_bos",   [](const model & s) { return llama_vocab_bos        (s.vocab()); })
+        .def("token_eos",   [](const model & s) { return llama_vocab_eos        (s.vocab()); })
+        .def("token_eot",   [](const model & s) { return llama_vocab_eot        (s.vocab()); })
+        .def("token_nl",    [](const model & s) { return llama_vocab_nl         (s.vocab()); })
+        .def("add_bos",     [](const model & s) { return llama_vocab_get_add_bos(s.vocab()); })
+        .def("is_eog",      [](const model & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); }, py::arg("token"))
+        .def("has_decoder", [](const model & s) { return llama_model_has_decoder(s.get()); })
+        .def("has_encoder", [](const model & s) { return llama_model_has_encoder(s.get()); });
+
+    py::class_<context> ctx(m, "Context");
+
+    py::enum_<context::outputs>(ctx, "Outputs")
+        .value("NONE", context::OUTPUTS_NONE)
+        .value("LAST", context::OUTPUTS_LAST)
+        .value("ALL",  context::OUTPUTS_ALL);
+
+    ctx
+        .def(py::init<std::shared_ptr<model>, uint32_t, uint32_t, uint32_t, int32_t, int32_t,
+                const std::string &, const std::string &, bool, const std::optional<llama_infllm_params> &>(),
+            py::arg("model"), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"),
+            py::arg("n_threads"), py::arg("n_threads_batch"), py::arg("type_k"), py::arg("type_v"),
+            py::arg("offload_kqv"), py::arg("infllm"))
+        .def("n_ctx",           [](const context & s) { return llama_n_ctx   (s.get()); })
+        .def("n_batch",         [](const context & s) { return llama_n_batch (s.get()); })
+        .def("n_ubatch",        [](const context & s) { return llama_n_ubatch(s.get()); })
+        .def("decode",          &context::decode, py::arg("tokens"), py::arg("outputs"))
+        .def("interrupt",       &context::interrupt)
+        .def("interrupt_clear", &context::interrupt_clear)
+        .def("logits",          &context::logits)
+        .def("logits_rows",     &context::logits_rows, py::arg("n_rows"))
+        .def("n_past",          &context::n_past)
+        .def("seq_rm",          &context::seq_rm, py::arg("p0"))
+        .def("clear",           &context::clear)
+        .def("infllm_params",   &context::infllm_params)
+        .def("stats",           &context::stats, py::arg("il") = -1)
+        .def("reset_stats",     &context::reset_stats)
+        .def("set_trace",       &context::set_trace, py::arg("enabled"))
+        .def("take_trace",      &context::take_trace);
+
+    py::class_<sampler>(m, "Sampler")
+        .def(py::init<const model &, float, int32_t, float, float, float, float, float, int32_t, uint32_t>(),
+            py::arg("model"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
+            py::arg("repeat_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),
+            py::arg("penalty_last_n"), py::arg("seed"))
+        .def("accept", &sampler::accept, py::arg("tokens"))
+        .def("sample", &sampler::sample, py::arg("context"));
+}

@@ -1,0 +1,32 @@
+"""Contexts far longer than device memory and than the training length, for any GGUF model.
+
+llama.cpp with the InfLLM memory (Xiao et al. 2024, arXiv 2402.04617):
+
+>>> from infllm_cpp import InfLLMConfig, Llama, fetch_demo_model
+>>> llm = Llama(fetch_demo_model(), n_ctx=32768, infllm=InfLLMConfig(topk=16))
+>>> llm("The capital of France is", max_tokens=8, temperature=0)["choices"][0]["text"]
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from ._core import TraceEvent, llama_version, supports_gpu_offload, system_info
+from .config import InfLLMConfig, InfLLMStats
+from .llama import Llama
+from .models import fetch as fetch_demo_model
+
+try:
+    __version__ = version("infllm-cpp")
+except PackageNotFoundError:  # run from the source tree
+    __version__ = "0.0.0"
+
+__all__ = [
+    "InfLLMConfig",
+    "InfLLMStats",
+    "Llama",
+    "TraceEvent",
+    "__version__",
+    "fetch_demo_model",
+    "llama_version",
+    "supports_gpu_offload",
+    "system_info",
+]

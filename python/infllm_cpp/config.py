@@ -1,0 +1,157 @@
+"""Parameters and statistics of the InfLLM memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from . import _core
+
+Position = Literal["auto", "true", "infllm"]
+
+_POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")  # in the order of enum llama_infllm_position
+_UINT32_MAX = 2**32 - 1
+_UINT64_MAX = 2**64 - 1
+
+_default = _core.InfLLMParams()
+
+
+@dataclass(frozen=True)
+class InfLLMConfig:
+    """Parameters of the InfLLM memory (``struct llama_infllm_params``).
+
+    What the parameters must satisfy together with the model and the context is checked by the library when a
+    context is made, see :class:`infllm_cpp.Llama`.
+
+    Parameters
+    ----------
+    n_init : int
+        Init tokens, always resident (attention sinks), tokens.
+    n_local : int or None
+        Local window, tokens. ``None``: an eighth of the training length, at most 4096.
+    block_size : int
+        Tokens of a block.
+    topk : int
+        Blocks selected per layer for every ubatch.
+    max_cached_blocks : int or None
+        Slots per layer, at least `topk`. ``None``: twice `topk`.
+    repr_topk : int
+        Representative keys of a block, at most `block_size`.
+    n_score : int
+        Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means.
+    position : {"auto", "true", "infllm"}
+        Positions that the model sees. ``"true"``: every token keeps its own. ``"infllm"``: all stay below the
+        training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
+    store_max_bytes : int or None
+        Limit of the block store, bytes. ``None``: no limit.
+
+    Raises
+    ------
+    ValueError
+        When a value is out of range.
+    TypeError
+        When a value is not an integer, or `position` not a string.
+
+    References
+    ----------
+    Xiao et al. 2024, InfLLM: Training-Free Long-Context Extrapolation for LLMs with an Efficient Context
+    Memory, arXiv 2402.04617. The defaults are those of ``llama_infllm_default_params()``.
+    """
+
+    n_init: int = _default.n_init
+    n_local: int | None = _default.n_local or None
+    block_size: int = _default.block_size
+    topk: int = _default.topk
+    max_cached_blocks: int | None = _default.max_cached_blocks or None
+    repr_topk: int = _default.repr_topk
+    n_score: int = _default.n_score
+    position: Position = _POSITIONS[_default.position]
+    store_max_bytes: int | None = _default.store_max_bytes or None
+
+    def __post_init__(self) -> None:
+        if self.position not in _POSITIONS:
+            raise ValueError(f"position = {self.position!r} is unknown: use 'auto', 'true' or 'infllm'")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "position" or (value is None and field.default is None):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{field.name} = {value!r} is not an integer")
+            # 0 is None in the C API: here it would say "none" and do the automatic thing
+            limit_low = 1 if field.default is None else 0
+            limit_high = _UINT64_MAX if field.name == "store_max_bytes" else _UINT32_MAX
+            if not limit_low <= value <= limit_high:
+                hint = ", or None for the automatic value" if field.default is None else ""
+                raise ValueError(
+                    f"{field.name} = {value} is out of range: "
+                    f"use a value from {limit_low} to {limit_high}{hint}"
+                )
+
+    def _to_params(self) -> _core.InfLLMParams:
+        params = _core.InfLLMParams()
+        for field in fields(self):
+            value = getattr(self, field.name)
+            setattr(params, field.name, _POSITIONS.index(value) if field.name == "position" else value or 0)
+        return params
+
+    @classmethod
+    def _from_params(cls, params: _core.InfLLMParams) -> InfLLMConfig:
+        values = {field.name: getattr(params, field.name) for field in fields(cls)}
+        values["position"] = _POSITIONS[params.position]
+        values["store_max_bytes"] = params.store_max_bytes or None
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class InfLLMStats:
+    """Statistics of the InfLLM memory (``struct llama_infllm_stats``), of one layer or summed up over all.
+
+    Attributes
+    ----------
+    n_layer : int
+        Layers summed up here.
+    n_seq : int
+        Sequences that hold tokens.
+    n_tokens : int
+        Tokens held.
+    n_tokens_resident : int
+        Tokens that attention can see without paging, of one layer.
+    n_blocks, n_slots : int
+        Blocks in the store, and slots, times layers.
+    bytes_resident : int
+        K and V of the resident buffer, bytes.
+    bytes_repr : int
+        Representative keys, bytes.
+    bytes_store : int
+        Blocks in the store: K, V and what the method keeps beside them, bytes.
+    bytes_store_kv : int
+        K and V rows of the store alone, bytes.
+    bytes_paged_in : int
+        Copied from the store to slots since the statistics were reset, bytes.
+    n_select, n_selected, n_hit, n_page_in : int
+        Selections made; blocks selected; of which already resident; of which paged in.
+    layers : tuple of InfLLMStats
+        The same per layer; empty in the statistics of a layer.
+    """
+
+    n_layer: int
+    n_seq: int
+    n_tokens: int
+    n_tokens_resident: int
+    n_blocks: int
+    n_slots: int
+    bytes_resident: int
+    bytes_repr: int
+    bytes_store: int
+    bytes_store_kv: int
+    bytes_paged_in: int
+    n_select: int
+    n_selected: int
+    n_hit: int
+    n_page_in: int
+    layers: tuple[InfLLMStats, ...] = ()
+
+    @classmethod
+    def _from_core(cls, stats: _core.InfLLMStats, layers: tuple[InfLLMStats, ...] = ()) -> InfLLMStats:
+        names = [field.name for field in fields(cls) if field.name != "layers"]
+        return cls(**{name: getattr(stats, name) for name in names}, layers=layers)

