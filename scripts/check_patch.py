@@ -1,0 +1,75 @@
+"""Check that csrc/patches applies to several releases of llama.cpp, and report the size of the patch.
+
+    python scripts/check_patch.py                        downloads the releases by pip
+    python scripts/check_patch.py --sdist-dir FOLDER     takes the source distributions from a folder
+    python scripts/check_patch.py 0.3.36                 only this release of llama-cpp-python
+
+The exit code is 1 if the patch does not apply somewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import fetch_llama_cpp
+import unified_patch
+
+
+def check(version: str, sdist_dir: Path | None, patches: list[unified_patch.FilePatch]) -> str:
+    """Say how the patches apply to one release; raise PatchError if they do not."""
+    with tempfile.TemporaryDirectory() as folder:
+        if sdist_dir:
+            sdist = sdist_dir / f"llama_cpp_python-{version}.tar.gz"
+            fetch_llama_cpp.check_sha256(sdist, version)
+        else:
+            sdist = fetch_llama_cpp.download(version, Path(folder))
+        wanted = {patch.path for patch in patches}
+        texts = {path: data.decode() for path, data in fetch_llama_cpp.read_sdist(sdist, version) if path in wanted}
+    offsets: list[int] = []
+    for patch in patches:
+        if patch.path not in texts:
+            raise unified_patch.PatchError(f"the release has no file {patch.path}")
+        texts[patch.path], moved = unified_patch.apply(texts[patch.path], patch)
+        offsets += moved
+    n_moved = sum(offset != 0 for offset in offsets)
+    if n_moved == 0:
+        return f"all {len(offsets)} hunks in place"
+    return f"{n_moved} of {len(offsets)} hunks moved, by {max(map(abs, offsets))} lines at most"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Check that csrc/patches applies to several releases of llama.cpp.")
+    parser.add_argument("releases", nargs="*", help="releases of llama-cpp-python; default: all with a known SHA-256")
+    parser.add_argument("--sdist-dir", type=Path, help="folder with the source distributions, instead of a download")
+    args = parser.parse_args()
+    releases = args.releases or list(fetch_llama_cpp.SHA256)
+    for version in releases:
+        if version not in fetch_llama_cpp.SHA256:
+            sys.exit(f"Release {version} has no SHA-256 in scripts/fetch_llama_cpp.py: add it there first.")
+
+    ok = True
+    try:
+        files = sorted(fetch_llama_cpp.PATCH_DIR.glob("*.patch"))
+        patches = [patch for file in files for patch in unified_patch.parse(file.read_text())]
+        print(f"{'release':10}{'applies':10}how")
+        for version in releases:
+            try:
+                print(f"{version:10}{'yes':10}{check(version, args.sdist_dir, patches)}")
+            except unified_patch.PatchError as error:
+                ok = False
+                print(f"{version:10}{'no':10}{error}")
+    except (fetch_llama_cpp.FetchError, unified_patch.PatchError, OSError) as error:
+        sys.exit(str(error))
+
+    print(f"\n{'upstream file':30}{'added':>8}{'removed':>9}")
+    for patch in patches:
+        print(f"{patch.path:30}{patch.n_added:8}{patch.n_removed:9}")
+    print(f"{'total':30}{sum(p.n_added for p in patches):8}{sum(p.n_removed for p in patches):9}")
+    sys.exit(0 if ok else 1)
+
+
+if __name__ == "__main__":
+    main()
