@@ -1,0 +1,97 @@
+#include "block-store.h"
+
+#include <cassert>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+namespace infllm {
+
+block_store::block_store(size_t block_bytes, uint64_t bytes_max) :
+    block_store(block_bytes, bytes_max, { std::malloc, std::free }) {
+}
+
+block_store::block_store(size_t block_bytes, uint64_t bytes_max, allocator memory) :
+    n_bytes(block_bytes), limit(bytes_max), mem(std::move(memory)) {
+}
+
+block_store::~block_store() {
+    for (auto & b : blocks) {
+        if (b.data) {
+            mem.free(b.data);
+        }
+    }
+    for (auto * data : reserved) {
+        mem.free(data);
+    }
+}
+
+bool block_store::reserve(size_t n) {
+    if (limit > 0 && (n_used + n)*n_bytes > limit) {
+        return false;
+    }
+
+    const size_t n_before = reserved.size();
+
+    bool ok = true;
+    try {
+        reserved.reserve(n);
+        blocks.reserve(n_used + n);
+        ids.reserve(n_used + n);
+        while (ok && reserved.size() < n) {
+            auto * data = static_cast<uint8_t *>(mem.alloc(n_bytes));
+            ok = data != nullptr;
+            if (ok) {
+                reserved.push_back(data);
+            }
+        }
+    } catch (const std::bad_alloc &) {
+        ok = false;
+    }
+
+    while (!ok && reserved.size() > n_before) {
+        mem.free(reserved.back());
+        reserved.pop_back();
+    }
+
+    return ok;
+}
+
+int32_t block_store::alloc() {
+    if (reserved.empty() && !reserve(1)) {
+        return NONE;
+    }
+
+    int32_t id;
+    if (ids.empty()) {
+        id = static_cast<int32_t>(blocks.size());
+        blocks.emplace_back();
+    } else {
+        id = ids.back();
+        ids.pop_back();
+    }
+
+    blocks[id].data  = reserved.back();
+    blocks[id].n_ref = 1;
+    reserved.pop_back();
+    n_used++;
+
+    return id;
+}
+
+void block_store::ref(int32_t id) {
+    assert(blocks[id].n_ref > 0);
+    blocks[id].n_ref++;
+}
+
+void block_store::unref(int32_t id) {
+    assert(blocks[id].n_ref > 0);
+    if (--blocks[id].n_ref == 0) {
+        mem.free(blocks[id].data);
+        blocks[id].data = nullptr;
+        ids.push_back(id);
+        n_used--;
+    }
+}
+
+} // namespace infllm

@@ -1,0 +1,64 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace infllm {
+
+// Host home of the offloaded blocks. It knows nothing of tokens, layers or sequences: a block is block_bytes bytes
+// under an id, counted by its references. Memory is taken one block at a time, as the context grows.
+class block_store {
+public:
+    static constexpr int32_t NONE = -1;
+
+    // where the memory comes from: alloc returns nullptr when there is none left
+    struct allocator {
+        std::function<void *(size_t)> alloc;
+        std::function<void(void *)>   free;
+    };
+
+    // bytes_max: limit of n_blocks()*block_bytes, 0 for none
+    block_store(size_t block_bytes, uint64_t bytes_max);
+    block_store(size_t block_bytes, uint64_t bytes_max, allocator memory);
+    ~block_store();
+
+    block_store(const block_store &)             = delete;
+    block_store & operator=(const block_store &) = delete;
+
+    // take memory for n further blocks, so that the next n calls of alloc() succeed
+    // returns false, with nothing changed, over the limit or out of memory
+    bool reserve(size_t n);
+
+    // a block with one reference, its bytes undefined; NONE over the limit or out of memory
+    int32_t alloc();
+
+    void ref  (int32_t id);
+    void unref(int32_t id); // the last reference gives the memory back
+
+    uint8_t       * data(int32_t id)       { return blocks[id].data; }
+    const uint8_t * data(int32_t id) const { return blocks[id].data; }
+
+    size_t   block_bytes() const { return n_bytes; }
+    size_t   n_blocks()    const { return n_used; }
+    uint64_t bytes_max()   const { return limit; }
+
+private:
+    struct block {
+        uint8_t * data  = nullptr;
+        uint32_t  n_ref = 0;
+    };
+
+    const size_t    n_bytes;
+    const uint64_t  limit;
+    const allocator mem;
+
+    size_t n_used = 0;
+
+    std::vector<block>     blocks;   // by id
+    std::vector<int32_t>   ids;      // free ids
+    std::vector<uint8_t *> reserved; // memory without a block yet
+};
+
+} // namespace infllm

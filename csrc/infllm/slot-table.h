@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace infllm {
+
+// Which block is in which slot, for one layer of one sequence. Slots are replaced least recently used first, and
+// never while their block is selected.
+class slot_table {
+public:
+    static constexpr int32_t NONE = -1;
+
+    struct page_in {
+        int32_t  block;
+        uint32_t slot;
+    };
+
+    explicit slot_table(uint32_t n_slot);
+
+    // empty all slots
+    void clear();
+
+    // put a block into a slot, whatever was there; the newer of two calls counts as the more recently used
+    void assign(uint32_t slot, int32_t block);
+
+    // free the slots of all blocks >= first_block
+    void remove_from(int32_t first_block);
+
+    // make the selected blocks resident: those in a slot are touched, the others get a slot and are appended to out
+    // requires n <= n_slot() and no block twice
+    void update(const int32_t * selected, uint32_t n, std::vector<page_in> & out);
+
+    uint32_t n_slot() const { return static_cast<uint32_t>(blocks.size()); }
+
+    int32_t block_at(uint32_t slot)  const { return blocks[slot]; }
+    int32_t slot_of (int32_t  block) const {
+        return block < static_cast<int32_t>(slots.size()) ? slots[block] : NONE;
+    }
+
+private:
+    uint64_t tick = 0;
+
+    std::vector<int32_t>  blocks; // [n_slot]  slot  -> block
+    std::vector<uint64_t> used;   // [n_slot]  slot  -> tick of the last use, 0 when empty
+    std::vector<int32_t>  slots;  // [n_block] block -> slot
+};
+
+} // namespace infllm

@@ -1,0 +1,194 @@
+#include "llama-infllm-impl.h"
+#include "llama-kv-cache-infllm.h"
+
+#include "llama-cparams.h"
+#include "llama-graph.h"
+
+#include "ggml-backend.h"
+
+// the inputs of a ubatch, and what the graph depends on beside them
+class llm_graph_input_attn_infllm : public llm_graph_input_attn_kv {
+public:
+    llm_graph_input_attn_infllm(
+            const llama_hparams & hparams,
+            const llama_cparams & cparams,
+            const llama_kv_cache_infllm_context * mctx) :
+        llm_graph_input_attn_kv(hparams, cparams, nullptr),
+        resident(hparams, cparams),
+        mctx_infllm(mctx),
+        seq_id(mctx->get_seq_id()),
+        n_kv(mctx->get_n_kv()),
+        n_block(mctx->get_n_block()) {
+    }
+
+    void set_input(const llama_ubatch * ubatch) override {
+        GGML_UNUSED(ubatch);
+
+        // inputs that the graph does not use are not allocated
+        const auto used = [](const ggml_tensor * t) { return t && t->buffer; };
+
+        if (used(self_k_idxs))  { mctx_infllm->set_input_idxs   (self_k_idxs);  }
+        if (used(self_kq_mask)) { mctx_infllm->set_input_kq_mask(self_kq_mask); }
+        if (used(w_sum))        { mctx_infllm->set_input_w_sum  (w_sum);        }
+        if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
+        if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
+    }
+
+    bool can_reuse(const llm_graph_params & params) override {
+        mctx_infllm = static_cast<const llama_kv_cache_infllm_context *>(params.mctx);
+
+        return self_k_idxs->ne[0] == params.ubatch.n_tokens &&
+            seq_id  == mctx_infllm->get_seq_id() &&
+            n_kv    == mctx_infllm->get_n_kv() &&
+            n_block == mctx_infllm->get_n_block();
+    }
+
+    // the same mask, as the input of attention over given keys and values
+    llm_graph_input_attn_no_cache resident;
+
+    const llama_kv_cache_infllm_context * mctx_infllm;
+
+    ggml_tensor * w_sum   = nullptr; // F32 [n_tokens, n_chunk]
+    ggml_tensor * w_mean  = nullptr; // F32 [n_tokens, n_sub]
+    ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
+
+    const llama_seq_id seq_id;
+    const uint32_t     n_kv;
+    const uint32_t     n_block;
+};
+
+llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph) {
+    const auto * mctx = dynamic_cast<const llama_kv_cache_infllm_context *>(graph.mctx);
+    if (!mctx) {
+        return nullptr;
+    }
+
+    auto inp = std::make_unique<llm_graph_input_attn_infllm>(graph.hparams, graph.cparams, mctx);
+
+    ggml_context * ctx0     = graph.ctx0;
+    const int64_t  n_tokens = graph.n_tokens;
+
+    const auto new_input = [&](ggml_type type, int64_t ne0, int64_t ne1, const char * name) {
+        ggml_tensor * t = ggml_new_tensor_2d(ctx0, type, ne0, ne1);
+        ggml_set_input(t);
+        ggml_set_name(t, name);
+        return t;
+    };
+
+    inp->self_k_idxs      = new_input(GGML_TYPE_I64, n_tokens, 1, "infllm_inp_idxs");
+    inp->self_kq_mask     = new_input(graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
+                                      mctx->get_n_kv(), n_tokens, "attn_inp_kq_mask");
+    inp->self_kq_mask_cnv = inp->self_kq_mask;
+    inp->resident.self_kq_mask_cnv = inp->self_kq_mask;
+
+    if (mctx->get_mem()->can_page() && n_tokens > 1) {
+        inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
+    }
+    if (mctx->get_n_block() > 0) {
+        inp->q_shift = new_input(GGML_TYPE_I32, n_tokens, 1, "infllm_inp_q_shift");
+        if (n_tokens > 1) {
+            inp->w_mean = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
+        }
+    }
+
+    mctx->get_mem()->set_sched(graph.sched);
+
+    return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
+}
+
+// weighted sums of the queries over the tokens
+//   q   [n_embd_head, n_head, n_tokens]
+//   w   [n_tokens, n_sum], or nullptr for a single token
+//   res [n_embd_head, n_head, n_sum]
+static ggml_tensor * build_q_sum(ggml_context * ctx0, ggml_tensor * q, ggml_tensor * w) {
+    if (!w) {
+        return q;
+    }
+
+    ggml_tensor * q_t = ggml_cont(ctx0, ggml_permute(ctx0, q, 1, 2, 0, 3)); // [n_tokens, n_embd_head, n_head]
+
+    ggml_tensor * res = ggml_mul_mat(ctx0, ggml_reshape_2d(ctx0, q_t, q_t->ne[0], q_t->ne[1]*q_t->ne[2]), w);
+
+    return ggml_reshape_3d(ctx0, res, q->ne[0], q->ne[1], w->ne[1]);
+}
+
+static void page_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(nth);
+
+    if (ith == 0) {
+        const auto * l = static_cast<const llama_kv_cache_infllm::layer *>(userdata);
+        l->mem->page(*l, dst->src[0], dst->src[1]);
+    }
+}
+
+llm_graph_input_attn_no_cache * llama_infllm_build_kv(
+        const llm_graph_context & graph,
+        llm_graph_input_attn_kv * inp_kv,
+        ggml_tensor *  q_cur,
+        ggml_tensor ** k_cur,
+        ggml_tensor ** v_cur,
+        int il) {
+    auto * inp = dynamic_cast<llm_graph_input_attn_infllm *>(inp_kv);
+    if (!inp) {
+        return nullptr;
+    }
+
+    ggml_context * ctx0 = graph.ctx0;
+    ggml_cgraph  * gf   = graph.gf;
+
+    const auto * mctx = inp->mctx_infllm;
+    const auto * mem  = mctx->get_mem();
+    const auto & l    = mem->get_layer(il);
+
+    const int64_t s = mctx->get_seq_id();
+
+    // added together, as in build_attn(), so that they are not reordered
+    ggml_build_forward_expand(gf, q_cur);
+    ggml_build_forward_expand(gf, *v_cur);
+    ggml_build_forward_expand(gf, *k_cur);
+
+    // write the ubatch to its cells
+    const auto cpy = [&](ggml_tensor * dst, ggml_tensor * cur) {
+        cur = ggml_view_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2], cur->nb[2], 0);
+        dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], s*dst->nb[2]);
+        ggml_build_forward_expand(gf, ggml_set_rows(ctx0, dst, cur, inp->self_k_idxs));
+    };
+    cpy(l.k, *k_cur);
+    cpy(l.v, *v_cur);
+
+    if (mem->can_page()) {
+        ggml_tensor * args[2] = { build_q_sum(ctx0, q_cur, inp->w_sum), nullptr };
+
+        const int64_t n_block = mctx->get_n_block();
+        if (n_block > 0) {
+            // all queries at one distance from the representative keys, whose RoPE is undone
+            const auto  * rope = mem->get_rope(l);
+            ggml_tensor * q    = rope ? rope->build(ctx0, q_cur, inp->q_shift) : q_cur;
+
+            q = ggml_permute(ctx0, build_q_sum(ctx0, q, inp->w_mean), 0, 2, 1, 3); // [n_embd_head_k, n_sub, n_head]
+
+            ggml_tensor * repr = ggml_view_3d(ctx0, l.repr, l.n_embd_head_k, n_block, l.n_head_kv,
+                    l.repr->nb[1], l.n_embd_head_k*l.repr->nb[0], s*l.repr->nb[2]);
+
+            args[1] = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub, n_head]
+            graph.cb(args[1], "infllm_scores", il);
+        }
+
+        // The op runs on the CPU between two splits of the graph, whatever device the layer is on: it is pinned, since
+        // some backends claim to support every op (see docs/architecture.md).
+        ggml_tensor * page = ggml_custom_4d(ctx0, GGML_TYPE_F32, 1, 1, 1, 1, args, args[1] ? 2 : 1, page_op, 1,
+                const_cast<llama_kv_cache_infllm::layer *>(&l));
+        graph.cb(page, "infllm_page", il);
+        ggml_backend_sched_set_tensor_backend(graph.sched, page, graph.backend_cpu);
+        ggml_build_forward_expand(gf, page);
+    }
+
+    const auto resident = [&](ggml_tensor * t, int64_t n_embd_head) {
+        return ggml_view_3d(ctx0, t, n_embd_head, l.n_head_kv, mctx->get_n_kv(),
+                ggml_row_size(t->type, n_embd_head), t->nb[1], s*t->nb[2]);
+    };
+    *k_cur = resident(l.k, l.n_embd_head_k);
+    *v_cur = resident(l.v, l.n_embd_head_v);
+
+    return &inp->resident;
+}

@@ -1,0 +1,72 @@
+#pragma once
+
+// What the hooks in upstream's files call (see csrc/patches), and helpers shared by our files.
+
+#include "llama-infllm.h"
+
+#include "llama-memory.h"
+
+#include "ggml.h"
+
+#include <string>
+
+struct llama_cparams;
+struct llama_model;
+struct llm_graph_context;
+
+class llm_graph_input_attn_kv;
+class llm_graph_input_attn_no_cache;
+
+//
+// hooks
+//
+
+// Lives while llama_init_from_model() makes a context. It is active when llama_infllm_init_from_model() or the
+// environment variable LLAMA_INFLLM asks for the method, and then adapts the context parameters.
+class llama_infllm_scope {
+public:
+    llama_infllm_scope(const llama_model & model, llama_context_params & params);
+    ~llama_infllm_scope();
+
+    llama_infllm_scope(const llama_infllm_scope &)             = delete;
+    llama_infllm_scope & operator=(const llama_infllm_scope &) = delete;
+
+    bool ok() const { return is_ok; } // false: the parameters cannot work
+
+private:
+    bool is_ok = true;
+};
+
+// in llama_model::create_memory(), where a plain KV cache is made: nullptr unless a scope is active
+// throws if the model cannot have this memory
+llama_memory_i * llama_infllm_create_memory(
+        const llama_model & model,
+        const llama_memory_params & params,
+        const llama_cparams & cparams,
+        const llama_memory_i::layer_filter_cb & filter);
+
+// in the constructor of llama_context: throws if a scope is active, but the model made itself a memory of another kind
+void llama_infllm_verify(const llama_model & model, const llama_memory_i * memory);
+
+// in build_attn_inp_kv(): nullptr unless the graph is built for this memory
+llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph);
+
+// in build_attn(): write k_cur and v_cur to the resident buffer, add the page op, and replace k_cur and v_cur by all that
+// is resident. What is left to do is attention over given keys and values: the result is the input for the build_attn()
+// without a cache. nullptr unless inp was made by the function above.
+llm_graph_input_attn_no_cache * llama_infllm_build_kv(
+        const llm_graph_context & graph,
+        llm_graph_input_attn_kv * inp,
+        ggml_tensor *  q_cur, // [n_embd_head_k, n_head,    n_tokens]
+        ggml_tensor ** k_cur, // [n_embd_head_k, n_head_kv, n_tokens] -> [n_embd_head_k, n_head_kv, n_kv]
+        ggml_tensor ** v_cur, // [n_embd_head_v, n_head_kv, n_tokens] -> [n_embd_head_v, n_head_kv, n_kv]
+        int il);
+
+//
+// helpers
+//
+
+void llama_infllm_set_error(const std::string & msg);
+
+void llama_infllm_to_f32  (ggml_type type, const void * src, float * dst, int64_t n);
+void llama_infllm_from_f32(ggml_type type, const float * src, void * dst, int64_t n_row, int64_t n_per_row);

@@ -1,0 +1,103 @@
+#include "llama-infllm-rope.h"
+
+#include "llama-cparams.h"
+#include "llama-model.h"
+
+#include "ggml-backend.h"
+#include "ggml-cpp.h"
+#include "ggml.h"
+
+#include <cmath>
+#include <stdexcept>
+
+llama_infllm_rope::llama_infllm_rope(const llama_model & model, const llama_cparams & cparams, int32_t il) :
+    factors    (model.get_rope_factors(cparams, il)),
+    type       (model.hparams.rope_type),
+    n_rot      (model.hparams.n_rot(il)),
+    n_ctx_orig (cparams.n_ctx_orig_yarn),
+    freq_base  (model.get_rope_freq_base (cparams, il)),
+    freq_scale (model.get_rope_freq_scale(cparams, il)),
+    ext_factor (cparams.yarn_ext_factor),
+    attn_factor(cparams.yarn_attn_factor),
+    beta_fast  (cparams.yarn_beta_fast),
+    beta_slow  (cparams.yarn_beta_slow) {
+}
+
+bool llama_infllm_rope::operator==(const llama_infllm_rope & other) const {
+    // the rest is the same for all layers of a context
+    return factors == other.factors && n_rot == other.n_rot &&
+        freq_base == other.freq_base && freq_scale == other.freq_scale;
+}
+
+ggml_tensor * llama_infllm_rope::build(
+        ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, ggml_tensor * freq_factors) const {
+    return ggml_rope_ext(ctx, cur, pos, freq_factors, n_rot, type, n_ctx_orig,
+            freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow);
+}
+
+ggml_tensor * llama_infllm_rope::build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const {
+    return build(ctx, cur, pos, factors);
+}
+
+std::vector<infllm::rotation> llama_infllm_rope::rotations(const std::vector<llama_pos> & dist) const {
+    const int64_t n    = dist.size();
+    const bool    neox = type & LLAMA_ROPE_TYPE_NEOX;
+
+    ggml_init_params params = {
+        /*.mem_size   =*/ 8*ggml_tensor_overhead() + ggml_graph_overhead(),
+        /*.mem_buffer =*/ nullptr,
+        /*.no_alloc   =*/ true,
+    };
+    ggml_context_ptr ctx { ggml_init(params) };
+    ggml_backend_ptr cpu { ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr) };
+    if (!ctx || !cpu) {
+        throw std::runtime_error("failed to set up the computation of RoPE rotations");
+    }
+
+    // rotating the vector (1, 0) of every pair gives (cos, sin)
+    ggml_tensor * x   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n);
+    ggml_tensor * pos = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
+    ggml_tensor * ff  = factors ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, factors->ne[0]) : nullptr;
+    ggml_tensor * y   = build(ctx.get(), x, pos, ff);
+    ggml_cgraph * gf  = ggml_new_graph(ctx.get());
+    ggml_build_forward_expand(gf, y);
+
+    ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors(ctx.get(), cpu.get()) };
+    if (!buf) {
+        throw std::runtime_error("out of memory while computing RoPE rotations");
+    }
+
+    std::vector<float> data(n_rot*n, 0.0f);
+    for (int64_t i = 0; i < n; ++i) {
+        for (int j = 0; j < n_rot/2; ++j) {
+            data[i*n_rot + (neox ? j : 2*j)] = 1.0f;
+        }
+    }
+    ggml_backend_tensor_set(x,   data.data(), 0, ggml_nbytes(x));
+    ggml_backend_tensor_set(pos, dist.data(), 0, ggml_nbytes(pos));
+    if (ff) {
+        std::vector<uint8_t> tmp(ggml_nbytes(factors));
+        ggml_backend_tensor_get(factors, tmp.data(), 0, tmp.size());
+        ggml_backend_tensor_set(ff,      tmp.data(), 0, tmp.size());
+    }
+
+    if (ggml_backend_graph_compute(cpu.get(), gf) != GGML_STATUS_SUCCESS) {
+        throw std::runtime_error("failed to compute RoPE rotations");
+    }
+    ggml_backend_tensor_get(y, data.data(), 0, ggml_nbytes(y));
+
+    std::vector<infllm::rotation> res(n);
+    for (int64_t i = 0; i < n; ++i) {
+        res[i].neox = neox;
+        res[i].cs.resize(n_rot);
+        for (int j = 0; j < n_rot/2; ++j) {
+            const float c = data[i*n_rot + (neox ? j           : 2*j)];
+            const float s = data[i*n_rot + (neox ? j + n_rot/2 : 2*j + 1)];
+            const float m = std::hypot(c, s);
+            res[i].cs[2*j    ] = c/m;
+            res[i].cs[2*j + 1] = s/m;
+        }
+    }
+
+    return res;
+}

@@ -1,0 +1,44 @@
+#pragma once
+
+#include "llama.h"
+
+#include "../infllm/rotation.h"
+
+#include <vector>
+
+struct ggml_context;
+struct ggml_tensor;
+
+struct llama_cparams;
+struct llama_model;
+
+// RoPE as the model applies it in one layer. Every angle comes from ggml_rope_ext with the model's own parameters
+// (frequency factors, YaRN, base per layer): in a graph, or as the rotation that it applies for a distance.
+class llama_infllm_rope {
+public:
+    llama_infllm_rope(const llama_model & model, const llama_cparams & cparams, int32_t il);
+
+    // the same RoPE, so that layers can share one object
+    bool operator==(const llama_infllm_rope & other) const;
+
+    // rotations by the given distances, of unit magnitude (YaRN's factor is taken out)
+    std::vector<infllm::rotation> rotations(const std::vector<llama_pos> & dist) const;
+
+    // rotate cur [n_embd_head, n_head, n_tokens] by pos I32 [n_tokens]
+    ggml_tensor * build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const;
+
+private:
+    ggml_tensor * build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, ggml_tensor * freq_factors) const;
+
+    ggml_tensor * factors; // may be nullptr
+
+    int   type;
+    int   n_rot;
+    int   n_ctx_orig;
+    float freq_base;
+    float freq_scale;
+    float ext_factor;
+    float attn_factor;
+    float beta_fast;
+    float beta_slow;
+};

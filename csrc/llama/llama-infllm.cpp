@@ -1,0 +1,381 @@
+#include "llama-infllm.h"
+
+#include "llama-infllm-impl.h"
+#include "llama-kv-cache-infllm.h"
+
+#include "llama-context.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <sstream>
+#include <stdexcept>
+
+static thread_local std::string last_error;
+
+// parameters asked for by the context that is being made on this thread
+static thread_local bool                request_active = false;
+static thread_local llama_infllm_params request;
+
+void llama_infllm_set_error(const std::string & msg) {
+    last_error = msg;
+}
+
+static bool fail(const std::string & msg) {
+    llama_infllm_set_error(msg);
+    return false;
+}
+
+//
+// parameters
+//
+
+llama_infllm_params llama_infllm_default_params(void) {
+    return {
+        /*.n_init            =*/ 64,
+        /*.n_local           =*/ 0,
+        /*.block_size        =*/ 64,
+        /*.topk              =*/ 16,
+        /*.max_cached_blocks =*/ 0,
+        /*.repr_topk         =*/ 4,
+        /*.n_score           =*/ 32,
+        /*.position          =*/ LLAMA_INFLLM_POSITION_AUTO,
+        /*.store_max_bytes   =*/ 0,
+    };
+}
+
+static bool parse_uint(const std::string & text, uint64_t max, uint64_t & res) {
+    if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos || text.size() > 19) {
+        return false;
+    }
+    res = std::strtoull(text.c_str(), nullptr, 10);
+    return res <= max;
+}
+
+bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, bool * enabled) {
+    const std::string str = text ? text : "";
+
+    *enabled = !str.empty() && str != "0";
+    if (!*enabled || str == "1") {
+        return true;
+    }
+
+    const struct {
+        const char * name;
+        uint32_t   * value;
+    } fields[] = {
+        { "n_init",            &params->n_init            },
+        { "n_local",           &params->n_local           },
+        { "block_size",        &params->block_size        },
+        { "topk",              &params->topk              },
+        { "max_cached_blocks", &params->max_cached_blocks },
+        { "repr_topk",         &params->repr_topk         },
+        { "n_score",           &params->n_score           },
+    };
+    static const char * const positions[] = { "auto", "true", "infllm" };
+
+    std::istringstream list(str);
+    std::string        item;
+    while (std::getline(list, item, ',')) {
+        const auto        eq    = item.find('=');
+        const std::string name  = item.substr(0, eq);
+        const std::string value = eq == std::string::npos ? "" : item.substr(eq + 1);
+
+        uint64_t number = 0;
+
+        const auto field = std::find_if(std::begin(fields), std::end(fields), [&](const auto & f) { return name == f.name; });
+        if (field != std::end(fields)) {
+            if (!parse_uint(value, UINT32_MAX, number)) {
+                return fail(name + " = \"" + value + "\" is not a whole number from 0 to 4294967295");
+            }
+            *field->value = uint32_t(number);
+        } else if (name == "store_max_bytes") {
+            if (!parse_uint(value, UINT64_MAX, number)) {
+                return fail("store_max_bytes = \"" + value + "\" is not a whole number");
+            }
+            params->store_max_bytes = number;
+        } else if (name == "position") {
+            const auto pos = std::find(std::begin(positions), std::end(positions), value);
+            if (pos == std::end(positions)) {
+                return fail("position = \"" + value + "\" is none of auto, true, infllm");
+            }
+            params->position = llama_infllm_position(pos - std::begin(positions));
+        } else {
+            return fail("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with "
+                    "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_score, position, store_max_bytes");
+        }
+    }
+
+    return true;
+}
+
+uint32_t llama_infllm_n_cells(const llama_infllm_params * params, uint32_t n_ubatch) {
+    return infllm::cell_layout::make(
+            params->n_init, params->n_local, params->block_size, params->max_cached_blocks, n_ubatch).n_cells();
+}
+
+// the context and ubatch size that llama_context will use, see its constructor
+static uint32_t get_n_ctx_seq(const llama_model & model, const llama_context_params & cparams) {
+    const uint32_t n_ctx = cparams.n_ctx == 0 ? model.hparams.n_ctx_train : cparams.n_ctx;
+    return n_ctx/std::max(1u, cparams.n_seq_max);
+}
+
+static uint32_t get_n_ubatch(const llama_model & model, const llama_context_params & cparams) {
+    const uint32_t n_ctx   = cparams.n_ctx == 0 ? model.hparams.n_ctx_train : cparams.n_ctx;
+    const uint32_t n_batch = std::min(n_ctx, cparams.n_batch);
+    return std::min(n_batch, cparams.n_ubatch == 0 ? cparams.n_batch : cparams.n_ubatch);
+}
+
+bool llama_infllm_params_resolve(
+        const llama_model * model, const llama_context_params * cparams, llama_infllm_params * params) {
+    // in 64 bits, so that large values fail a limit below and do not wrap
+    const int64_t n_ctx       = get_n_ctx_seq(*model, *cparams);
+    const int64_t n_ctx_train = model->hparams.n_ctx_train;
+    const int64_t n_ubatch    = get_n_ubatch(*model, *cparams);
+
+    llama_infllm_params res = *params;
+
+    const auto in_range = [](const char * name, uint32_t value, uint32_t min, uint32_t max, const char * why = "") {
+        return (value >= min && value <= max) ||
+            fail(::format("%s = %u is out of range: it must be %u to %u%s", name, value, min, max, why));
+    };
+
+    const uint32_t n_max = 1u << 24;
+    if (!in_range("block_size", res.block_size, 1, 4096) ||
+        !in_range("n_init",     res.n_init,     0, n_max) ||
+        !in_range("n_local",    res.n_local,    0, n_max) ||
+        !in_range("topk",       res.topk,       0, n_max/res.block_size) ||
+        !in_range("max_cached_blocks", res.max_cached_blocks, 0, n_max/res.block_size) ||
+        !in_range("repr_topk",  res.repr_topk,  1, res.block_size, " (block_size)") ||
+        !in_range("n_score",    res.n_score,    1, n_max) ||
+        !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM)) {
+        return false;
+    }
+
+    if (res.position == LLAMA_INFLLM_POSITION_AUTO) {
+        res.position = n_ctx <= n_ctx_train ? LLAMA_INFLLM_POSITION_TRUE : LLAMA_INFLLM_POSITION_INFLLM;
+    }
+
+    if (res.n_local == 0) {
+        res.n_local = std::max(std::min<int64_t>(4096, n_ctx_train/8), n_ubatch);
+        res.n_local = std::max(res.n_local, res.block_size);
+    }
+    if (n_ubatch > res.n_local) {
+        return fail(::format("n_ubatch = %u is larger than n_local = %u: a ubatch must fit in the local window, "
+                "so lower n_ubatch or raise n_local", uint32_t(n_ubatch), res.n_local));
+    }
+    if (res.block_size > res.n_local) {
+        return fail(::format("block_size = %u is larger than n_local = %u", res.block_size, res.n_local));
+    }
+
+    // slots that leave room for the rest of the resident buffer within the positions of training
+    int64_t n_slot_max = n_max/res.block_size;
+    if (res.position == LLAMA_INFLLM_POSITION_INFLLM) {
+        llama_infllm_params rest = res;
+        rest.max_cached_blocks = 0;
+        const int64_t n_rest = llama_infllm_n_cells(&rest, n_ubatch);
+        n_slot_max = (n_ctx_train - n_rest)/res.block_size;
+        if (n_rest + res.block_size > n_ctx_train) {
+            return fail(::format("n_init = %u and n_local = %u need %u cells with n_ubatch = %u, but the model is trained for "
+                    "n_ctx_train = %u positions, which position = infllm must not exceed: lower n_local or n_ubatch",
+                    res.n_init, res.n_local, uint32_t(n_rest), uint32_t(n_ubatch), uint32_t(n_ctx_train)));
+        }
+    }
+    if (res.topk == 0) {
+        res.topk = std::min<int64_t>(16, res.max_cached_blocks > 0 ? res.max_cached_blocks : n_slot_max);
+    }
+    if (res.max_cached_blocks == 0) {
+        res.max_cached_blocks = std::max<int64_t>(res.topk, std::min<int64_t>(2*res.topk, n_slot_max));
+    }
+    if (res.topk > res.max_cached_blocks) {
+        return fail(::format("topk = %u is larger than max_cached_blocks = %u: every selected block needs a slot",
+                res.topk, res.max_cached_blocks));
+    }
+    if (res.max_cached_blocks > n_slot_max) {
+        return fail(::format("max_cached_blocks = %u blocks of %u tokens are too many: n_init = %u and n_local = %u leave room "
+                "for %u within the n_ctx_train = %u positions, which position = infllm must not exceed",
+                res.max_cached_blocks, res.block_size, res.n_init, res.n_local, uint32_t(n_slot_max), uint32_t(n_ctx_train)));
+    }
+
+    *params = res;
+
+    return true;
+}
+
+//
+// contexts
+//
+
+llama_infllm_scope::llama_infllm_scope(const llama_model & model, llama_context_params & params) {
+    last_error.clear();
+
+    if (!request_active) {
+        request = llama_infllm_default_params();
+        if (!llama_infllm_params_parse(std::getenv("LLAMA_INFLLM"), &request, &request_active)) {
+            last_error = "environment variable LLAMA_INFLLM: " + last_error;
+            is_ok      = false;
+        }
+        if (request_active && is_ok) {
+            LLAMA_LOG_INFO("%s: InfLLM memory switched on by the environment variable LLAMA_INFLLM\n", __func__);
+        }
+    }
+
+    if (request_active && is_ok) {
+        is_ok = llama_infllm_params_resolve(&model, &params, &request);
+
+        if (is_ok && params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
+            is_ok = fail("flash_attn = off does not work with the InfLLM memory: leave it on, or auto");
+        }
+        params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    }
+
+    if (!is_ok) {
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, last_error.c_str());
+    }
+}
+
+llama_infllm_scope::~llama_infllm_scope() {
+    request_active = false;
+}
+
+static llama_kv_cache_infllm * get_mem(const llama_context * ctx) {
+    return ctx ? dynamic_cast<llama_kv_cache_infllm *>(ctx->get_memory()) : nullptr;
+}
+
+void llama_infllm_verify(const llama_model & model, const llama_memory_i * memory) {
+    if (request_active && !dynamic_cast<const llama_kv_cache_infllm *>(memory)) {
+        llama_infllm_set_error("the InfLLM memory does not support the architecture \"" + model.arch_name() +
+                "\": it keeps its context in a memory of another kind than the plain KV cache");
+        throw std::runtime_error(last_error);
+    }
+}
+
+llama_memory_i * llama_infllm_create_memory(
+        const llama_model & model,
+        const llama_memory_params & params,
+        const llama_cparams & cparams,
+        const llama_memory_i::layer_filter_cb & filter) {
+    if (!request_active) {
+        return nullptr;
+    }
+
+    const auto & hparams = model.hparams;
+
+    const auto refuse = [&](bool cond, const std::string & why) {
+        if (cond) {
+            throw std::runtime_error("the InfLLM memory does not support the architecture \"" + model.arch_name() + "\": " + why);
+        }
+    };
+
+    try {
+        refuse(hparams.is_mla(),                                         "it caches latent vectors (MLA) in place of keys");
+        refuse(hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f,     "its attention is biased by distance (ALiBi)");
+        refuse(hparams.use_mrope() || hparams.n_pos_per_embd() > 1,      "its tokens have several positions (M-RoPE)");
+        refuse(llama_model_has_encoder(&model),                          "it has an encoder");
+        refuse(model.arch == LLM_ARCH_DFLASH,                            "it writes the cache by itself");
+        refuse(!cparams.causal_attn,                                     "its attention is not causal");
+        refuse(cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT,           "the context is not an ordinary one");
+        refuse(hparams.rope_type == LLAMA_ROPE_TYPE_NONE && request.position == LLAMA_INFLLM_POSITION_INFLLM,
+                "it has no RoPE, so contexts are limited to its training length");
+
+        for (const ggml_type type : { params.type_k, params.type_v }) {
+            if (type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16 &&
+                    type != GGML_TYPE_Q8_0 && type != GGML_TYPE_Q4_0) {
+                throw std::runtime_error(::format("the InfLLM memory does not support K or V of type %s: "
+                        "use f16, q8_0, q4_0, bf16 or f32", ggml_type_name(type)));
+            }
+        }
+
+        const llama_kv_cache_infllm::params prm = {
+            /*.infllm    =*/ request,
+            /*.type_k    =*/ params.type_k,
+            /*.type_v    =*/ params.type_v,
+            /*.offload   =*/ cparams.offload_kqv,
+            /*.n_ubatch  =*/ cparams.n_ubatch,
+            /*.n_ctx_seq =*/ cparams.n_ctx_seq,
+            /*.n_seq_max =*/ cparams.n_seq_max,
+        };
+
+        return new llama_kv_cache_infllm(model, cparams, prm, filter);
+    } catch (const std::exception & err) {
+        llama_infllm_set_error(err.what());
+        throw;
+    }
+}
+
+llama_context * llama_infllm_init_from_model(
+        llama_model * model, llama_context_params cparams, llama_infllm_params params) {
+    last_error.clear();
+
+    if (!model) {
+        llama_infllm_set_error("model is NULL");
+        return nullptr;
+    }
+
+    request        = params;
+    request_active = true;
+
+    llama_context * ctx = llama_init_from_model(model, cparams);
+    request_active = false; // also when llama_init_from_model() returned before its scope began
+
+    if (!ctx && last_error.empty()) {
+        llama_infllm_set_error("llama_init_from_model() failed, see the log");
+    }
+
+    return ctx;
+}
+
+const char * llama_infllm_last_error(void) {
+    return last_error.c_str();
+}
+
+//
+// queries
+//
+
+bool llama_infllm_active(const llama_context * ctx) {
+    return get_mem(ctx) != nullptr;
+}
+
+bool llama_infllm_get_params(const llama_context * ctx, llama_infllm_params * params) {
+    const auto * mem = get_mem(ctx);
+    if (mem) {
+        *params = mem->get_params();
+    }
+    return mem != nullptr;
+}
+
+bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {
+    const auto * mem = get_mem(ctx);
+    return mem && mem->get_stats(il, *stats);
+}
+
+void llama_infllm_reset_stats(llama_context * ctx) {
+    if (auto * mem = get_mem(ctx)) {
+        mem->reset_stats();
+    }
+}
+
+void llama_infllm_set_trace(llama_context * ctx, llama_infllm_trace_callback callback, void * user_data) {
+    if (auto * mem = get_mem(ctx)) {
+        mem->set_trace(callback, user_data);
+    }
+}
+
+//
+// helpers
+//
+
+void llama_infllm_to_f32(ggml_type type, const void * src, float * dst, int64_t n) {
+    if (type == GGML_TYPE_F32) {
+        std::memcpy(dst, src, n*sizeof(float));
+    } else {
+        ggml_get_type_traits(type)->to_float(src, dst, n);
+    }
+}
+
+void llama_infllm_from_f32(ggml_type type, const float * src, void * dst, int64_t n_row, int64_t n_per_row) {
+    ggml_quantize_chunk(type, src, dst, 0, n_row, n_per_row, nullptr);
+}

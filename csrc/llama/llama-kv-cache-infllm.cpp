@@ -1,0 +1,931 @@
+#include "llama-kv-cache-infllm.h"
+
+#include "llama-infllm-impl.h"
+
+#include "../infllm/representatives.h"
+#include "../infllm/selection.h"
+
+#include "llama-cparams.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include "ggml-alloc.h"
+#include "ggml-backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+//
+// llama_kv_cache_infllm
+//
+
+static uint32_t n_block_ctx(const llama_kv_cache_infllm::params & prm, const infllm::cell_layout & cells) {
+    if (prm.n_ctx_seq <= cells.n_cells()) {
+        return 0;
+    }
+    return GGML_PAD((prm.n_ctx_seq - prm.infllm.n_init)/prm.infllm.block_size + 1, 64);
+}
+
+llama_kv_cache_infllm::llama_kv_cache_infllm(
+        const llama_model & model,
+        const llama_cparams & cparams,
+        const params & params,
+        const layer_filter_cb & filter) :
+    model(model),
+    prm(params),
+    cells(infllm::cell_layout::make(
+        prm.infllm.n_init, prm.infllm.n_local, prm.infllm.block_size, prm.infllm.max_cached_blocks, prm.n_ubatch)),
+    remap(prm.infllm.position == LLAMA_INFLLM_POSITION_INFLLM),
+    n_ctx_train(model.hparams.n_ctx_train),
+    n_block_max(n_block_ctx(prm, cells)),
+    n_chunk(cells.n_cells()/cells.block_size + 2) {
+
+    const auto & hparams = model.hparams;
+
+    // attention kernels of some backends want the number of cells padded; a context that is smaller than the resident
+    // buffer does not need all of it
+    const uint32_t n_cells_alloc = GGML_PAD(std::min(cells.n_cells(), prm.n_ctx_seq), 256);
+
+    // one context per buffer type, ordered by name so that the order is well-defined
+    struct buft_comparator {
+        bool operator()(const ggml_backend_buffer_type_t & a, const ggml_backend_buffer_type_t & b) const {
+            return strcmp(ggml_backend_buft_name(a), ggml_backend_buft_name(b)) < 0;
+        }
+    };
+    std::map<ggml_backend_buffer_type_t, ggml_context_ptr, buft_comparator> ctx_map;
+
+    size_t block_bytes = 0;
+
+    for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
+        if (!hparams.has_kv(il) || hparams.n_head_kv(il) == 0 || (filter && !filter(il))) {
+            continue;
+        }
+
+        ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
+        if (prm.offload) {
+            buft = ggml_backend_dev_buffer_type(model.dev_layer(il));
+        }
+
+        auto & ctx = ctx_map[buft];
+        if (!ctx) {
+            ctx.reset(ggml_init({ 3*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
+        }
+
+        layer l = {};
+        l.mem           = this;
+        l.idx           = layers.size();
+        l.il            = il;
+        l.n_head        = hparams.n_head(il);
+        l.n_head_kv     = hparams.n_head_kv(il);
+        l.n_embd_head_k = hparams.n_embd_head_k(il);
+        l.n_embd_head_v = hparams.n_embd_head_v(il);
+
+        const uint32_t n_embd_k = hparams.n_embd_k_gqa(il);
+        const uint32_t n_embd_v = hparams.n_embd_v_gqa(il);
+
+        l.k = ggml_new_tensor_3d(ctx.get(), prm.type_k, n_embd_k, n_cells_alloc, prm.n_seq_max);
+        l.v = ggml_new_tensor_3d(ctx.get(), prm.type_v, n_embd_v, n_cells_alloc, prm.n_seq_max);
+        ggml_format_name(l.k, "infllm_k_l%d", il);
+        ggml_format_name(l.v, "infllm_v_l%d", il);
+        if (can_page()) {
+            l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, n_embd_k, n_block_max, prm.n_seq_max);
+            ggml_format_name(l.repr, "infllm_repr_l%d", il);
+        }
+
+        l.rope = -1;
+        if (can_page() && hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il)) {
+            const llama_infllm_rope rope(model, cparams, il);
+            const auto it = std::find_if(ropes.begin(), ropes.end(), [&](const auto & t) { return t.rope == rope; });
+            l.rope = it - ropes.begin();
+            if (it == ropes.end()) {
+                std::vector<llama_pos> pos_block(std::max(n_block_max, n_ctx_train/cells.block_size) + 1);
+                for (uint32_t b = 0; b < pos_block.size(); ++b) {
+                    pos_block[b] = cells.block_pos(b);
+                }
+                std::vector<llama_pos> pos_undo(cells.block_size);
+                for (uint32_t i = 0; i < pos_undo.size(); ++i) {
+                    pos_undo[i] = -llama_pos(i);
+                }
+                ropes.push_back({ rope, rope.rotations(pos_block), rope.rotations(pos_undo) });
+            }
+        }
+
+        l.offset = block_bytes;
+        l.size_k = cells.block_size*l.k->nb[1];
+        l.size_v = cells.block_size*l.v->nb[1];
+        block_bytes += l.size_k + l.size_v + n_embd_k*sizeof(float);
+
+        map_layer_ids[il] = layers.size();
+        layers.push_back(l);
+    }
+
+    // zeroed, since attention reads unused cells before it masks them
+    for (auto & [buft, ctx] : ctx_map) {
+        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        if (!buf) {
+            throw std::runtime_error(::format("failed to allocate the resident buffer of %u cells on %s: "
+                    "lower n_local, max_cached_blocks or n_seq_max", n_cells_alloc, ggml_backend_buft_name(buft)));
+        }
+        LLAMA_LOG_INFO("%s: %10s resident buffer size = %8.2f MiB\n", __func__,
+                ggml_backend_buffer_name(buf.get()), ggml_backend_buffer_get_size(buf.get())/1024.0/1024.0);
+        ggml_backend_buffer_clear(buf.get(), 0);
+        ctxs_bufs.emplace_back(std::move(ctx), std::move(buf));
+    }
+
+    store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes);
+
+    seqs.resize(prm.n_seq_max);
+    for (auto & seq : seqs) {
+        if (can_page()) {
+            seq.slots.assign(layers.size(), infllm::slot_table(cells.n_slot));
+            for (const auto & l : layers) {
+                seq.q_sum.emplace_back(size_t(n_chunk)*l.k->ne[0], 0.0f);
+            }
+        }
+    }
+
+    stats.resize(layers.size());
+    seq_tokens.resize(seqs.size());
+    seq_blocks.resize(seqs.size());
+
+    LLAMA_LOG_INFO("%s: n_init = %u, n_local = %u, block_size = %u, topk = %u, max_cached_blocks = %u, repr_topk = %u, "
+            "position = %s, %u cells, %zu layers, %u seqs\n", __func__,
+            prm.infllm.n_init, prm.infllm.n_local, prm.infllm.block_size, prm.infllm.topk, prm.infllm.max_cached_blocks,
+            prm.infllm.repr_topk, remap ? "infllm" : "true", n_cells_alloc, layers.size(), prm.n_seq_max);
+}
+
+llama_kv_cache_infllm::~llama_kv_cache_infllm() = default;
+
+llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
+        llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
+    GGML_UNUSED(embd_all);
+
+    const auto fail = [](const std::string & why) {
+        llama_infllm_set_error(why);
+        LLAMA_LOG_ERROR("init_batch: %s\n", why.c_str());
+        return std::make_unique<llama_kv_cache_infllm_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+    };
+
+    pending = false;
+
+    balloc.split_reset();
+
+    std::vector<llama_ubatch> ubatches;
+
+    // walk through the batch as apply() will, to make sure that all of it can be taken
+    std::vector<uint32_t> n_tokens(seqs.size());
+    std::vector<uint32_t> n_blocks(seqs.size());
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        n_tokens[s] = seqs[s].n_tokens;
+        n_blocks[s] = seqs[s].n_offload();
+    }
+    size_t n_blocks_new = 0;
+
+    while (true) {
+        auto ubatch = balloc.split_seq(n_ubatch);
+        if (ubatch.n_tokens == 0) {
+            break;
+        }
+
+        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+            if (ubatch.n_seq_id[i] != 1) {
+                return fail("a token belongs to several sequences, but the sequences of the InfLLM memory share no cells: "
+                        "give each sequence its own tokens");
+            }
+        }
+
+        const llama_seq_id s  = ubatch.seq_id[0][0];
+        const uint32_t     p0 = n_tokens[s];
+        const uint32_t     p1 = p0 + ubatch.n_tokens;
+
+        if (ubatch.pos[0] != llama_pos(p0)) {
+            return fail(::format("the tokens of sequence %d start at position %d, but must follow on position %d",
+                    s, ubatch.pos[0], int(p0) - 1));
+        }
+        if (p1 > prm.n_ctx_seq) {
+            return fail(::format("sequence %d needs %u tokens, but n_ctx is %u per sequence: "
+                    "make the context larger or the text shorter", s, p1, prm.n_ctx_seq));
+        }
+
+        const uint32_t n_offload = std::max(n_blocks[s], cells.n_offload(p0, p1));
+        n_blocks_new += n_offload - n_blocks[s];
+        n_blocks[s] = n_offload;
+        n_tokens[s] = p1;
+
+        ubatches.push_back(std::move(ubatch));
+    }
+
+    if (!store->reserve(n_blocks_new)) {
+        const double mib = store->block_bytes()/1024.0/1024.0;
+        return fail(::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s): "
+                "raise store_max_bytes, free memory, or shorten the text", store->n_blocks()*mib, n_blocks_new*mib,
+                store->bytes_max() > 0 ? ::format("store_max_bytes = %.1f MiB", store->bytes_max()/1024.0/1024.0).c_str()
+                                       : "out of memory"));
+    }
+
+    return std::make_unique<llama_kv_cache_infllm_context>(this, std::move(ubatches));
+}
+
+llama_memory_context_ptr llama_kv_cache_infllm::init_full() {
+    return std::make_unique<llama_kv_cache_infllm_context>(this);
+}
+
+llama_memory_context_ptr llama_kv_cache_infllm::init_update(llama_context * lctx, bool optimize) {
+    GGML_UNUSED(lctx);
+    GGML_UNUSED(optimize);
+
+    return std::make_unique<llama_kv_cache_infllm_context>(LLAMA_MEMORY_STATUS_NO_UPDATE);
+}
+
+bool llama_kv_cache_infllm::get_can_shift() const {
+    return false;
+}
+
+void llama_kv_cache_infllm::clear(bool data) {
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        reset(s);
+    }
+    if (data) {
+        synchronize();
+        for (auto & [_, buf] : ctxs_bufs) {
+            ggml_backend_buffer_clear(buf.get(), 0);
+        }
+    }
+    update_gauges();
+}
+
+bool llama_kv_cache_infllm::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
+    if (seq_id >= llama_seq_id(seqs.size())) {
+        return false;
+    }
+
+    // A ubatch that failed is removed by llama_context::decode() by the positions that apply() has written for it. This is
+    // the only call that can come between apply() and next().
+    if (pending) {
+        pending = false;
+        if (seq_id == cur.seq_id && p1 < 0 && p0 == llama_pos(cur.p0 - seqs[seq_id].shift*cells.block_size)) {
+            p0 = cur.p0;
+        }
+    }
+
+    const uint32_t n0 = std::max(p0, 0);
+
+    const auto in_range = [&](const sequence & seq) {
+        // only a tail can be removed: a hole would need blocks of varying size
+        return n0 >= seq.n_tokens || p1 < 0 || uint32_t(p1) >= seq.n_tokens || p1 <= llama_pos(n0);
+    };
+
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        if ((seq_id < 0 || seq_id == llama_seq_id(s)) && !in_range(seqs[s])) {
+            return false;
+        }
+    }
+
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        if ((seq_id < 0 || seq_id == llama_seq_id(s)) && n0 < seqs[s].n_tokens && (p1 < 0 || p1 > llama_pos(n0))) {
+            truncate(s, n0);
+        }
+    }
+    update_gauges();
+
+    return true;
+}
+
+void llama_kv_cache_infllm::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) {
+    const auto n_seq = llama_seq_id(seqs.size());
+    if (seq_id_src < 0 || seq_id_src >= n_seq || seq_id_dst < 0 || seq_id_dst >= n_seq || p0 > 0) {
+        LLAMA_LOG_ERROR("%s: cannot copy positions [%d, %d) of sequence %d to %d: the InfLLM memory copies a sequence from "
+                "its start, and has %d sequences\n", __func__, p0, p1, seq_id_src, seq_id_dst, n_seq);
+        return;
+    }
+    if (seq_id_src == seq_id_dst) {
+        return;
+    }
+
+    reset(seq_id_dst);
+    synchronize();
+
+    for (const auto & l : layers) {
+        for (ggml_tensor * t : { l.k, l.v, l.repr }) {
+            if (t) {
+                bytes.resize(t->nb[2]);
+                ggml_backend_tensor_get(t, bytes.data(), seq_id_src*t->nb[2], bytes.size());
+                ggml_backend_tensor_set(t, bytes.data(), seq_id_dst*t->nb[2], bytes.size());
+            }
+        }
+    }
+
+    // stored blocks never change, so both sequences can refer to them
+    seqs[seq_id_dst] = seqs[seq_id_src];
+    for (const auto & b : seqs[seq_id_dst].blocks) {
+        store->ref(b.id);
+    }
+
+    if (p1 >= 0 && uint32_t(p1) < seqs[seq_id_dst].n_tokens) {
+        truncate(seq_id_dst, p1);
+    }
+    update_gauges();
+}
+
+void llama_kv_cache_infllm::seq_keep(llama_seq_id seq_id) {
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        if (llama_seq_id(s) != seq_id) {
+            reset(s);
+        }
+    }
+    update_gauges();
+}
+
+void llama_kv_cache_infllm::seq_add(llama_seq_id seq_id, llama_pos p0, llama_pos p1, llama_pos shift) {
+    if (shift != 0 && (p1 < 0 || p1 > p0) && p0 <= seq_pos_max(seq_id)) {
+        LLAMA_LOG_ERROR("%s: the InfLLM memory cannot shift positions (get_can_shift() is false); nothing is changed\n", __func__);
+    }
+}
+
+void llama_kv_cache_infllm::seq_div(llama_seq_id seq_id, llama_pos p0, llama_pos p1, int d) {
+    if (d != 1 && (p1 < 0 || p1 > p0) && p0 <= seq_pos_max(seq_id)) {
+        LLAMA_LOG_ERROR("%s: the InfLLM memory cannot divide positions; nothing is changed\n", __func__);
+    }
+}
+
+llama_pos llama_kv_cache_infllm::seq_pos_min(llama_seq_id seq_id) const {
+    return seq_pos_max(seq_id) < 0 ? -1 : 0;
+}
+
+llama_pos llama_kv_cache_infllm::seq_pos_max(llama_seq_id seq_id) const {
+    return seq_id < 0 || seq_id >= llama_seq_id(seqs.size()) ? -1 : llama_pos(seqs[seq_id].n_tokens) - 1;
+}
+
+std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_breakdown() const {
+    std::map<ggml_backend_buffer_type_t, size_t> res;
+    for (const auto & [_, buf] : ctxs_bufs) {
+        res[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
+    }
+    return res;
+}
+
+void llama_kv_cache_infllm::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
+    GGML_UNUSED(io);
+    GGML_UNUSED(seq_id);
+    GGML_UNUSED(flags);
+
+    throw std::runtime_error("saving the state of an InfLLM memory is not supported");
+}
+
+void llama_kv_cache_infllm::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
+    GGML_UNUSED(io);
+    GGML_UNUSED(seq_id);
+    GGML_UNUSED(flags);
+
+    throw std::runtime_error("loading the state of an InfLLM memory is not supported");
+}
+
+//
+// llama_kv_cache_infllm specific API
+//
+
+bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) const {
+    if (il >= 0 && map_layer_ids.find(il) == map_layer_ids.end()) {
+        return false;
+    }
+
+    std::lock_guard<std::mutex> lock(mutex);
+
+    res = {};
+    for (size_t s = 0; s < seq_tokens.size(); ++s) {
+        const uint64_t n_tail = seq_tokens[s] - uint64_t(seq_blocks[s])*cells.block_size; // init tokens and ring
+        res.n_seq             += seq_tokens[s] > 0;
+        res.n_tokens          += seq_tokens[s];
+        res.n_tokens_resident += n_tail + (seq_blocks[s] > 0 ? cells.n_slot*cells.block_size : 0);
+    }
+    for (const auto & l : layers) {
+        if (il >= 0 && l.il != il) {
+            continue;
+        }
+        const auto & c = stats[l.idx];
+        res.n_layer        += 1;
+        res.n_blocks       += store_blocks;
+        res.n_slots        += seqs.size()*cells.n_slot;
+        res.bytes_resident += ggml_nbytes(l.k) + ggml_nbytes(l.v);
+        res.bytes_repr     += l.repr ? ggml_nbytes(l.repr) : 0;
+        res.bytes_store_kv += store_blocks*(l.size_k + l.size_v);
+        res.bytes_store    += store_blocks*(l.size_k + l.size_v + l.k->ne[0]*sizeof(float));
+        res.bytes_paged_in += c.bytes_paged_in;
+        res.n_select       += c.n_select;
+        res.n_selected     += c.n_selected;
+        res.n_hit          += c.n_selected - c.n_page_in;
+        res.n_page_in      += c.n_page_in;
+    }
+
+    return true;
+}
+
+void llama_kv_cache_infllm::reset_stats() {
+    std::lock_guard<std::mutex> lock(mutex);
+    std::fill(stats.begin(), stats.end(), counters());
+}
+
+void llama_kv_cache_infllm::set_trace(llama_infllm_trace_callback callback, void * user_data) {
+    trace           = callback;
+    trace_user_data = user_data;
+}
+
+void llama_kv_cache_infllm::update_gauges() {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        seq_tokens[s] = seqs[s].n_tokens;
+        seq_blocks[s] = seqs[s].n_offload();
+    }
+    store_blocks = store->n_blocks();
+}
+
+const llama_infllm_rope * llama_kv_cache_infllm::get_rope(const layer & l) const {
+    return l.rope < 0 ? nullptr : &ropes[l.rope].rope;
+}
+
+void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores) {
+    auto & seq = seqs[cur.seq_id];
+
+    if (q_sum) {
+        const uint32_t n_group = l.n_head/l.n_head_kv;
+        const uint32_t block0  = cur.p0 < cells.n_init ? 0 : cells.block_of(cur.p0);
+
+        // a single token arrives as it is, those of the init tokens belong to no block
+        const bool     skip    = q_sum->ne[2] == 1 && cur.p0 < cells.n_init;
+        const uint32_t p1      = cur.p0 + cur.n_tokens;
+        const uint32_t n       = skip || p1 <= cells.n_init ? 0 : cells.block_of(p1 - 1) - block0 + 1;
+
+        for (uint32_t c = 0; c < n; ++c) {
+            float * acc = q_sum_chunk(l, seq, block0 + c);
+            for (uint32_t h = 0; h < l.n_head; ++h) {
+                const auto * q = reinterpret_cast<const float *>(
+                        static_cast<const char *>(q_sum->data) + c*q_sum->nb[2] + h*q_sum->nb[1]);
+                float * acc_h = acc + size_t(h/n_group)*l.n_embd_head_k;
+                for (uint32_t i = 0; i < l.n_embd_head_k; ++i) {
+                    acc_h[i] += q[i];
+                }
+            }
+        }
+    }
+
+    if (!scores || !seq.paging()) {
+        return;
+    }
+
+    infllm::block_scores(static_cast<const float *>(scores->data), seq.n_offload(),
+            scores->ne[0], scores->ne[1], scores->ne[2], scores_block);
+    infllm::select_topk(scores_block, prm.infllm.topk, selected);
+
+    page_ins.clear();
+    seq.slots[l.idx].update(selected.data(), selected.size(), page_ins);
+    for (const auto & p : page_ins) {
+        load_block(l, cur.seq_id, p.block, cells.slot_cell(p.slot), p.slot);
+    }
+
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        auto & c = stats[l.idx];
+        c.n_select       += 1;
+        c.n_selected     += selected.size();
+        c.n_page_in      += page_ins.size();
+        c.bytes_paged_in += page_ins.size()*(l.size_k + l.size_v);
+    }
+
+    if (trace) {
+        const llama_infllm_trace_event event = {
+            /*.il         =*/ l.il,
+            /*.seq_id     =*/ cur.seq_id,
+            /*.pos        =*/ llama_pos(cur.p0),
+            /*.n_tokens   =*/ cur.n_tokens,
+            /*.n_blocks   =*/ seq.n_offload(),
+            /*.n_selected =*/ uint32_t(selected.size()),
+            /*.n_page_in  =*/ uint32_t(page_ins.size()),
+            /*.selected   =*/ selected.data(),
+            /*.scores     =*/ scores_block.data(),
+        };
+        trace(&event, trace_user_data);
+    }
+}
+
+//
+// state of a sequence
+//
+
+void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
+    cur     = info;
+    pending = true;
+
+    auto & seq = seqs[cur.seq_id];
+
+    const uint32_t p0 = cur.p0;
+    const uint32_t p1 = cur.p0 + cur.n_tokens;
+
+    if (can_page()) {
+        offload(cur.seq_id, cells.n_offload(p0, p1));
+
+        // the ring must not reach the positions beyond training: move it back behind the slots
+        if (remap && p1 - seq.shift*cells.block_size > n_ctx_train) {
+            reshift(cur.seq_id, p0, seq.n_offload() - cells.n_slot);
+        }
+
+        for (uint32_t p = std::max(p0, cells.n_init); p < p1; ++p) {
+            if ((p - cells.n_init)%cells.block_size == 0) {
+                for (const auto & l : layers) {
+                    std::fill_n(q_sum_chunk(l, seq, cells.block_of(p)), l.k->ne[0], 0.0f);
+                }
+            }
+        }
+    }
+
+    seq.n_tokens = p1;
+
+    update_gauges();
+}
+
+// blocks [seq.n_offload(), n_offload) leave the ring; memory for them was reserved by init_batch()
+void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
+    auto & seq = seqs[seq_id];
+
+    if (n_offload <= seq.n_offload()) {
+        return;
+    }
+
+    synchronize();
+
+    if (!seq.paging()) {
+        // until now cell = position: the first blocks are in their slots already
+        for (auto & slots : seq.slots) {
+            for (uint32_t i = 0; i < cells.n_slot; ++i) {
+                slots.assign(i, i);
+            }
+        }
+    }
+
+    for (uint32_t b = seq.n_offload(); b < n_offload; ++b) {
+        const int32_t id = store->alloc();
+        GGML_ASSERT(id != infllm::block_store::NONE);
+        seq.blocks.push_back({ id, int32_t(b - seq.shift) });
+        for (const auto & l : layers) {
+            store_block(l, seq_id, b);
+        }
+    }
+}
+
+// rotate all that is in the ring before position p1 to a new shift
+void llama_kv_cache_infllm::reshift(llama_seq_id seq_id, uint32_t p1, uint32_t shift) {
+    auto & seq = seqs[seq_id];
+
+    const uint32_t block0 = seq.n_offload();
+    const uint32_t block1 = p1 > cells.block_pos(block0) ? cells.block_of(p1 - 1) + 1 : block0;
+
+    synchronize();
+
+    for (const auto & l : layers) {
+        if (l.rope < 0) {
+            continue;
+        }
+        const auto & table = ropes[l.rope];
+        const auto   rot   = shift > seq.shift ? table.move(shift - seq.shift, 0) : table.move(0, seq.shift - shift);
+        for (uint32_t b = block0; b < block1; ++b) {
+            const uint32_t pos = cells.block_pos(b);
+            rotate_cells(l, seq_id, cells.cell(pos), std::min(cells.block_size, p1 - pos), rot);
+            rot.apply(q_sum_chunk(l, seq, b), l.n_head_kv, l.n_embd_head_k);
+        }
+    }
+
+    seq.shift = shift;
+}
+
+// keep the positions [0, n_tokens), as they would be had the sequence never gone further
+void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
+    auto & seq = seqs[seq_id];
+
+    if (n_tokens == 0) {
+        reset(seq_id);
+        return;
+    }
+
+    if (seq.paging()) {
+        // with n_offload == 0 all goes back to cell = position
+        const uint32_t n_old     = seq.n_offload();
+        const uint32_t n_offload = std::min(n_old, cells.n_offload(n_tokens, n_tokens));
+
+        // a ring that starts further back must not run into the positions of the slots
+        const uint32_t shift = n_offload == 0 ? 0 : std::min(seq.shift, n_offload - cells.n_slot);
+        if (remap && shift != seq.shift) {
+            reshift(seq_id, n_tokens, shift);
+        }
+
+        synchronize();
+
+        const auto n_block = n_tokens > cells.n_init ? cells.block_of(n_tokens - 1) + 1 : 0;
+        for (uint32_t b = n_offload; b < n_old && b < n_block; ++b) {
+            for (const auto & l : layers) {
+                load_block(l, seq_id, b, cells.cell(cells.block_pos(b)), b - shift);
+
+                float * q_sum = q_sum_chunk(l, seq, b);
+                std::memcpy(q_sum, store->data(seq.blocks[b].id) + l.offset + l.size_k + l.size_v,
+                        l.k->ne[0]*sizeof(float));
+                if (remap && l.rope >= 0) {
+                    ropes[l.rope].move(seq.blocks[b].frame, b - shift).apply(q_sum, l.n_head_kv, l.n_embd_head_k);
+                }
+            }
+        }
+        for (uint32_t b = n_offload; b < n_old; ++b) {
+            store->unref(seq.blocks[b].id);
+        }
+        seq.blocks.resize(n_offload);
+
+        // blocks that are in the ring again must not be attended twice; every slot holds a block, so fill up
+        for (const auto & l : layers) {
+            auto & slots = seq.slots[l.idx];
+            if (n_offload == 0) {
+                slots.clear();
+                continue;
+            }
+            slots.remove_from(n_offload);
+            int32_t next = n_offload - 1;
+            for (uint32_t i = 0; i < cells.n_slot; ++i) {
+                if (slots.block_at(i) == infllm::slot_table::NONE) {
+                    while (slots.slot_of(next) != infllm::slot_table::NONE) {
+                        next--;
+                    }
+                    slots.assign(i, next);
+                    load_block(l, seq_id, next, cells.slot_cell(i), i);
+                }
+            }
+        }
+    }
+
+    seq.n_tokens = n_tokens;
+}
+
+void llama_kv_cache_infllm::reset(llama_seq_id seq_id) {
+    auto & seq = seqs[seq_id];
+
+    for (const auto & b : seq.blocks) {
+        store->unref(b.id);
+    }
+    for (auto & slots : seq.slots) {
+        slots.clear();
+    }
+    seq.blocks.clear();
+    seq.n_tokens = 0;
+    seq.shift    = 0;
+}
+
+//
+// data movement, one layer
+//
+
+void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, uint32_t block) {
+    auto & seq = seqs[seq_id];
+
+    const uint32_t cell     = cells.cell(cells.block_pos(block));
+    const uint32_t n_embd_k = l.k->ne[0];
+
+    uint8_t * data_k = store->data(seq.blocks[block].id) + l.offset;
+    uint8_t * data_v = data_k + l.size_k;
+    uint8_t * data_q = data_v + l.size_v;
+
+    ggml_backend_tensor_get(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
+    ggml_backend_tensor_get(l.v, data_v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
+    std::memcpy(data_q, q_sum_chunk(l, seq, block), n_embd_k*sizeof(float));
+
+    // the queries that follow the block in its local window
+    std::vector<float> q(n_embd_k, 0.0f);
+    const uint32_t last = std::min(block + std::max(cells.n_local/cells.block_size, 1u), cells.block_of(seq.n_tokens - 1));
+    for (uint32_t b = block + 1; b <= last; ++b) {
+        const float * q_b = q_sum_chunk(l, seq, b);
+        for (uint32_t i = 0; i < n_embd_k; ++i) {
+            q[i] += q_b[i];
+        }
+    }
+
+    std::vector<infllm::rotation> undo;
+    if (l.rope >= 0) {
+        const auto & table = ropes[l.rope];
+        const auto   back  = table.block[seq.blocks[block].frame].inverse();
+        for (const auto & rot : table.undo) {
+            undo.push_back(back*rot);
+        }
+    }
+
+    rows.resize(size_t(n_embd_k)*cells.block_size);
+    llama_infllm_to_f32(l.k->type, data_k, rows.data(), rows.size());
+
+    std::vector<float> key(n_embd_k);
+    infllm::representative_key(rows.data(), q.data(), cells.block_size, l.n_head_kv, l.n_embd_head_k,
+            prm.infllm.repr_topk, undo, key.data());
+
+    std::vector<ggml_fp16_t> key_f16(n_embd_k);
+    ggml_fp32_to_fp16_row(key.data(), key_f16.data(), n_embd_k);
+    ggml_backend_tensor_set(l.repr, key_f16.data(), seq_id*l.repr->nb[2] + block*l.repr->nb[1], n_embd_k*sizeof(ggml_fp16_t));
+}
+
+void llama_kv_cache_infllm::load_block(
+        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame) {
+    const auto & b = seqs[seq_id].blocks[block];
+
+    const uint8_t * data_k = store->data(b.id) + l.offset;
+    const uint8_t * data_v = data_k + l.size_k;
+
+    if (remap && l.rope >= 0 && b.frame != int32_t(frame)) {
+        bytes.assign(data_k, data_v);
+        rotate_rows(l, bytes.data(), cells.block_size, ropes[l.rope].move(b.frame, frame));
+        data_k = bytes.data();
+    }
+
+    ggml_backend_tensor_set(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
+    ggml_backend_tensor_set(l.v, data_v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
+}
+
+void llama_kv_cache_infllm::rotate_cells(
+        const layer & l, llama_seq_id seq_id, uint32_t cell, uint32_t n, const infllm::rotation & rot) {
+    const size_t offset = seq_id*l.k->nb[2] + cell*l.k->nb[1];
+
+    bytes.resize(n*l.k->nb[1]);
+    ggml_backend_tensor_get(l.k, bytes.data(), offset, bytes.size());
+    rotate_rows(l, bytes.data(), n, rot);
+    ggml_backend_tensor_set(l.k, bytes.data(), offset, bytes.size());
+}
+
+void llama_kv_cache_infllm::rotate_rows(const layer & l, uint8_t * data, uint32_t n, const infllm::rotation & rot) {
+    rows.resize(size_t(n)*l.k->ne[0]);
+    llama_infllm_to_f32(l.k->type, data, rows.data(), rows.size());
+    rot.apply(rows.data(), n*l.n_head_kv, l.n_embd_head_k);
+    llama_infllm_from_f32(l.k->type, rows.data(), data, n, l.k->ne[0]);
+}
+
+float * llama_kv_cache_infllm::q_sum_chunk(const layer & l, sequence & seq, uint32_t block) {
+    return seq.q_sum[l.idx].data() + size_t(block%n_chunk)*l.k->ne[0];
+}
+
+void llama_kv_cache_infllm::synchronize() {
+    if (sched) {
+        ggml_backend_sched_synchronize(sched);
+    }
+}
+
+//
+// llama_kv_cache_infllm_context
+//
+
+llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_memory_status status) : status(status) {
+}
+
+llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_kv_cache_infllm * mem) :
+    status(LLAMA_MEMORY_STATUS_SUCCESS),
+    mem(mem),
+    n_kv(mem->layers[0].k->ne[1]),
+    n_block(mem->n_block_max) {
+}
+
+llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(
+        llama_kv_cache_infllm * mem, std::vector<llama_ubatch> ubatches) :
+    status(LLAMA_MEMORY_STATUS_SUCCESS),
+    mem(mem),
+    ubatches(std::move(ubatches)) {
+}
+
+llama_kv_cache_infllm_context::~llama_kv_cache_infllm_context() = default;
+
+bool llama_kv_cache_infllm_context::next() {
+    mem->pending = false;
+
+    return ++i_cur < ubatches.size();
+}
+
+bool llama_kv_cache_infllm_context::apply() {
+    if (ubatches.empty()) {
+        return true; // nothing to update
+    }
+
+    auto & ubatch = ubatches[i_cur];
+
+    seq_id = ubatch.seq_id[0][0];
+    p0     = ubatch.pos[0];
+    mem->begin_ubatch({ seq_id, p0, ubatch.n_tokens });
+
+    const auto & seq   = mem->seqs[seq_id];
+    const auto & cells = mem->cells;
+
+    // the model sees the positions of the ring
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        ubatch.pos[i] -= seq.shift*cells.block_size;
+    }
+
+    // used cells are a prefix; pad as llama_kv_cache does, so that graphs can be reused
+    const uint32_t n_used = seq.paging() ? cells.n_cells() : seq.n_tokens;
+    n_kv    = std::min<uint32_t>(mem->layers[0].k->ne[1], GGML_PAD(n_used, 256));
+    n_block = seq.paging() ? std::min<uint32_t>(mem->n_block_max, GGML_PAD(seq.n_offload(), 64)) : 0;
+
+    return true;
+}
+
+llama_memory_status llama_kv_cache_infllm_context::get_status() const {
+    return status;
+}
+
+const llama_ubatch & llama_kv_cache_infllm_context::get_ubatch() const {
+    return ubatches[i_cur];
+}
+
+uint32_t llama_kv_cache_infllm_context::get_n_chunk(uint32_t n_tokens) const {
+    return n_tokens == 1 ? 1 : (n_tokens + mem->cells.block_size - 2)/mem->cells.block_size + 1;
+}
+
+uint32_t llama_kv_cache_infllm_context::get_n_sub(uint32_t n_tokens) const {
+    return (n_tokens + mem->prm.infllm.n_score - 1)/mem->prm.infllm.n_score;
+}
+
+void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int64_t *>(dst->data);
+
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = mem->cells.cell(p0 + i);
+    }
+}
+
+template <typename T>
+static void fill_mask(T * data, int64_t n_kv, int64_t n, const infllm::cell_layout & cells,
+        uint32_t p0, uint32_t ring_pos, bool paging) {
+    const T zero = llama_cast<T>(0.0f);
+    const T ninf = llama_cast<T>(-INFINITY);
+
+    // all that lies before the ring is older than the queries
+    const uint32_t n_old = paging ? cells.ring_begin() : 0;
+
+    std::fill(data,         data + n_old, zero);
+    std::fill(data + n_old, data + n_kv,  ninf);
+    for (uint32_t p = paging ? ring_pos : 0; p < p0; ++p) {
+        data[cells.cell(p)] = zero;
+    }
+    // each query sees what the one before it sees, and itself
+    for (int64_t i = 0; i < n; ++i) {
+        T * row = data + i*n_kv;
+        if (i > 0) {
+            std::copy(row - n_kv, row, row);
+        }
+        row[cells.cell(p0 + i)] = zero;
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    const auto &   seq      = mem->seqs[seq_id];
+    const uint32_t ring_pos = mem->cells.block_pos(seq.n_offload());
+
+    if (dst->type == GGML_TYPE_F16) {
+        fill_mask(static_cast<ggml_fp16_t *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging());
+    } else {
+        fill_mask(static_cast<float       *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging());
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_w_sum(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    const auto &   cells  = mem->cells;
+    const uint32_t block0 = p0 < cells.n_init ? 0 : cells.block_of(p0);
+
+    std::fill_n(data, ggml_nelements(dst), 0.0f);
+    for (uint32_t i = 0; i < dst->ne[0]; ++i) {
+        if (p0 + i >= cells.n_init) {
+            data[(cells.block_of(p0 + i) - block0)*dst->ne[0] + i] = 1.0f;
+        }
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    const int64_t n       = dst->ne[0];
+    const int64_t n_score = mem->prm.infllm.n_score;
+
+    // counted from the end, where the question is
+    std::fill_n(data, ggml_nelements(dst), 0.0f);
+    for (int64_t j = 0; j < dst->ne[1]; ++j) {
+        const int64_t i1 = n - j*n_score;
+        const int64_t i0 = std::max<int64_t>(0, i1 - n_score);
+        std::fill(data + j*n + i0, data + j*n + i1, 1.0f/(i1 - i0));
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_q_shift(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int32_t *>(dst->data);
+
+    // InfLLM, section 3.3: tokens beyond the local window all appear at its far end
+    const auto & ubatch = ubatches[i_cur];
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = int32_t(mem->cells.n_local) - ubatch.pos[i];
+    }
+}

@@ -1,0 +1,323 @@
+#pragma once
+
+#include "llama-infllm-rope.h"
+#include "llama-infllm.h"
+
+#include "../infllm/block-store.h"
+#include "../infllm/cell-layout.h"
+#include "../infllm/slot-table.h"
+
+#include "llama-batch.h"
+#include "llama-memory.h"
+
+#include "ggml-cpp.h"
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct llama_cparams;
+struct llama_model;
+
+class llama_kv_cache_infllm_context;
+
+//
+// llama_kv_cache_infllm
+//
+
+// A KV cache in two places. The resident buffer [ init | slots | ring ] is on the layer's device and is all that
+// attention sees; blocks that leave the local window go to the store in host memory, and come back into a slot when the
+// page op of their layer selects them (see llama-infllm-graph.h). While a sequence fits its resident buffer, nothing is
+// stored or paged, and the cells are those of a plain KV cache. Every sequence has a resident buffer of its own.
+//
+// A sequence holds the positions 0 .. n_tokens-1, without gaps. All blocks [0, n_offload) are in the store, everything
+// after them is in the ring; n_offload > 0 is called paging below, and then every slot holds one of the stored blocks.
+
+class llama_kv_cache_infllm : public llama_memory_i {
+public:
+    struct params {
+        llama_infllm_params infllm; // resolved: no automatic values
+
+        ggml_type type_k;
+        ggml_type type_v;
+        bool      offload; // resident buffer on the layer's device, else on the CPU
+        uint32_t  n_ubatch;
+        uint32_t  n_ctx_seq;
+        uint32_t  n_seq_max;
+    };
+
+    // filter: layers to leave out; nullptr for none
+    llama_kv_cache_infllm(
+            const llama_model & model,
+            const llama_cparams & cparams,
+            const params & params,
+            const layer_filter_cb & filter);
+
+    ~llama_kv_cache_infllm() override;
+
+    //
+    // llama_memory_i
+    //
+
+    llama_memory_context_ptr init_batch(llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) override;
+    llama_memory_context_ptr init_full() override;
+    llama_memory_context_ptr init_update(llama_context * lctx, bool optimize) override;
+
+    bool get_can_shift() const override;
+
+    void clear(bool data) override;
+
+    bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
+    void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
+    void seq_keep(llama_seq_id seq_id)                                                          override;
+    void seq_add (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, llama_pos shift) override;
+    void seq_div (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1, int d) override;
+
+    llama_pos seq_pos_min(llama_seq_id seq_id) const override;
+    llama_pos seq_pos_max(llama_seq_id seq_id) const override;
+
+    std::map<ggml_backend_buffer_type_t, size_t> memory_breakdown() const override;
+
+    [[noreturn]] void state_write(llama_io_write_i & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) const override;
+    [[noreturn]] void state_read (llama_io_read_i  & io, llama_seq_id seq_id = -1, llama_state_seq_flags flags = 0) override;
+
+    //
+    // llama_kv_cache_infllm specific API
+    //
+
+    const llama_infllm_params & get_params() const { return prm.infllm; }
+
+    bool get_stats(int32_t il, llama_infllm_stats & stats) const;
+    void reset_stats();
+
+    void set_trace(llama_infllm_trace_callback callback, void * user_data);
+
+    //
+    // graph_build API
+    //
+
+    struct layer {
+        llama_kv_cache_infllm * mem;
+
+        uint32_t idx; // index in layers
+        int32_t  il;  // index in the model
+
+        uint32_t n_head;
+        uint32_t n_head_kv;
+        uint32_t n_embd_head_k;
+        uint32_t n_embd_head_v;
+
+        ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
+        ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
+        ggml_tensor * repr; // F16 [n_embd_k_gqa, n_block_max, n_seq_max] representative keys, RoPE undone
+
+        int32_t rope; // index in ropes, -1: the layer has no RoPE
+
+        // bytes of a block of this layer in the store: K rows, V rows, query sum F32 [n_embd_k_gqa]
+        size_t offset;
+        size_t size_k;
+        size_t size_v;
+    };
+
+    const layer & get_layer(int32_t il) const { return layers[map_layer_ids.at(il)]; }
+
+    // nullptr if the layer has no RoPE
+    const llama_infllm_rope * get_rope(const layer & l) const;
+
+    // whether sequences can outgrow the resident buffer at all; if not, no page op is needed
+    bool can_page() const { return n_block_max > 0; }
+
+    // the scheduler of the graphs, so that host access to device buffers can wait for it
+    void set_sched(ggml_backend_sched_t sched_cur) { sched = sched_cur; }
+
+    // the page op: take up the queries of the current ubatch, select, page in
+    //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
+    //   scores F32 [n_block_pad, n_sub, n_head]     or nullptr: products of representative keys and mean queries
+    void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
+
+private:
+    friend class llama_kv_cache_infllm_context;
+
+    // a block in the store. frame: its keys are rotated to the positions block_pos(frame) ..
+    struct stored_block {
+        int32_t id;
+        int32_t frame;
+    };
+
+    struct sequence {
+        uint32_t n_tokens = 0;
+        uint32_t shift    = 0; // blocks by which the rotations of the ring lag behind the true positions
+
+        std::vector<stored_block>       blocks; // [n_offload]
+        std::vector<infllm::slot_table> slots;  // [n_layer]
+
+        // [n_layer][n_chunk][n_embd_k_gqa]: sums of the queries of each block of positions not yet stored
+        std::vector<std::vector<float>> q_sum;
+
+        uint32_t n_offload() const { return blocks.size(); }
+        bool     paging()    const { return !blocks.empty(); }
+    };
+
+    // what apply() tells the page ops of the ubatch
+    struct ubatch_info {
+        llama_seq_id seq_id   = -1;
+        uint32_t     p0       = 0;
+        uint32_t     n_tokens = 0;
+    };
+
+    // RoPE of some layers, as rotations: by the first position of every block, and back by an offset in a block
+    struct rope_table {
+        llama_infllm_rope rope;
+
+        std::vector<infllm::rotation> block;
+        std::vector<infllm::rotation> undo;
+
+        // from the positions of block frame src to those of block frame dst
+        infllm::rotation move(uint32_t src, uint32_t dst) const { return block[dst]*block[src].inverse(); }
+    };
+
+    struct counters {
+        uint64_t n_select       = 0;
+        uint64_t n_selected     = 0;
+        uint64_t n_page_in      = 0;
+        uint64_t bytes_paged_in = 0;
+    };
+
+    const llama_model & model;
+
+    const params prm;
+
+    const infllm::cell_layout cells;
+
+    const bool     remap;       // position = "infllm"
+    const uint32_t n_ctx_train; // positions that the model may see when remap
+    const uint32_t n_block_max; // of a sequence, padded; 0 if nothing can be offloaded
+    const uint32_t n_chunk;     // blocks of positions with a query sum not yet stored, at most
+
+    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+
+    std::vector<layer>                   layers;
+    std::unordered_map<int32_t, int32_t> map_layer_ids; // model layer -> index in layers
+
+    std::vector<rope_table> ropes;
+    std::vector<sequence>   seqs;
+
+    std::unique_ptr<infllm::block_store> store;
+
+    ggml_backend_sched_t sched = nullptr;
+
+    // the ubatch between apply() and next()
+    ubatch_info cur;
+    bool        pending = false;
+
+    // guards what get_stats() reads
+    mutable std::mutex    mutex;
+    std::vector<counters> stats; // [n_layer]
+    std::vector<uint32_t> seq_tokens;
+    std::vector<uint32_t> seq_blocks;
+    size_t                store_blocks = 0;
+
+    llama_infllm_trace_callback trace           = nullptr;
+    void *                      trace_user_data = nullptr;
+
+    // work space of the page op
+    std::vector<float>                       scores_block;
+    std::vector<int32_t>                     selected;
+    std::vector<infllm::slot_table::page_in> page_ins;
+    std::vector<float>                       rows;
+    std::vector<uint8_t>                     bytes;
+
+    //
+    // state of a sequence
+    //
+
+    uint32_t n_offload_next(const sequence & seq, uint32_t p0, uint32_t p1) const;
+
+    void begin_ubatch(const ubatch_info & info);
+    void offload (llama_seq_id seq_id, uint32_t n_offload);
+    void reshift (llama_seq_id seq_id, uint32_t p1, uint32_t shift);
+    void truncate(llama_seq_id seq_id, uint32_t n_tokens);
+    void reset   (llama_seq_id seq_id);
+
+    void update_gauges();
+
+    //
+    // data movement, one layer
+    //
+
+    void store_block (const layer & l, llama_seq_id seq_id, uint32_t block);
+    void load_block  (const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame);
+    void rotate_cells(const layer & l, llama_seq_id seq_id, uint32_t cell, uint32_t n, const infllm::rotation & rot);
+
+    void rotate_rows(const layer & l, uint8_t * data, uint32_t n, const infllm::rotation & rot);
+
+    float * q_sum_chunk(const layer & l, sequence & seq, uint32_t block);
+
+    void synchronize();
+};
+
+class llama_kv_cache_infllm_context : public llama_memory_context_i {
+public:
+    // used for errors
+    explicit llama_kv_cache_infllm_context(llama_memory_status status);
+
+    // used to create a full-cache context
+    explicit llama_kv_cache_infllm_context(llama_kv_cache_infllm * mem);
+
+    // used to create a batch processing context from a batch
+    llama_kv_cache_infllm_context(llama_kv_cache_infllm * mem, std::vector<llama_ubatch> ubatches);
+
+    ~llama_kv_cache_infllm_context() override;
+
+    //
+    // llama_memory_context_i
+    //
+
+    bool next()  override;
+    bool apply() override;
+
+    llama_memory_status  get_status() const override;
+    const llama_ubatch & get_ubatch() const override;
+
+    //
+    // llama_kv_cache_infllm_context specific API
+    //
+
+    llama_kv_cache_infllm * get_mem() const { return mem; }
+
+    llama_seq_id get_seq_id() const { return seq_id; }
+    uint32_t     get_n_kv()   const { return n_kv; }    // cells that attention reads
+    uint32_t     get_n_block()const { return n_block; } // padded blocks to score, 0 while nothing is paged
+
+    uint32_t get_n_chunk(uint32_t n_tokens) const; // blocks of positions that a ubatch of n_tokens can touch
+    uint32_t get_n_sub  (uint32_t n_tokens) const; // sub-chunks that it is scored by
+
+    //
+    // input API, for the current ubatch of n tokens
+    //
+
+    void set_input_idxs   (ggml_tensor * dst) const; // I64 [n] cells to write
+    void set_input_kq_mask(ggml_tensor * dst) const; // F16/F32 [n_kv, n]
+    void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
+    void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk
+    void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
+
+private:
+    const llama_memory_status status;
+
+    llama_kv_cache_infllm * mem = nullptr;
+
+    size_t i_cur = 0; // the index of the current ubatch
+
+    std::vector<llama_ubatch> ubatches;
+
+    // of the current ubatch
+    llama_seq_id seq_id  = 0;
+    uint32_t     p0      = 0; // true position of its first token
+    uint32_t     n_kv    = 0;
+    uint32_t     n_block = 0;
+};
