@@ -26,7 +26,7 @@ static void log_callback(ggml_log_level level, const char * text, void * /*user_
         fflush(stderr);
     }
 
-    if (t_level != GGML_LOG_LEVEL_WARN && t_level != GGML_LOG_LEVEL_ERROR) {
+    if (t_level != GGML_LOG_LEVEL_ERROR) {
         return;
     }
 

@@ -7,8 +7,8 @@
 void log_install();
 void log_set_verbose(bool verbose);
 
-// forget the warnings and errors of this thread
+// forget the errors of this thread
 void log_clear();
 
-// warnings and errors logged on this thread since log_clear(), a line each, oldest first
+// errors logged on this thread since log_clear(), a line each, oldest first
 std::string log_text();

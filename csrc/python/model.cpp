@@ -137,7 +137,7 @@ std::string model::token_text(llama_token token) const {
     return text ? text : "";
 }
 
-std::pair<llama_infllm_params, uint32_t> model::infllm_resolve(
+llama_infllm_params model::infllm_resolve(
         uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
         const std::string & type_k, const std::string & type_v, llama_infllm_params params) const {
     llama_context_params cparams = llama_context_default_params();
@@ -151,5 +151,5 @@ std::pair<llama_infllm_params, uint32_t> model::infllm_resolve(
     if (!llama_infllm_params_resolve(ptr.get(), &cparams, &params)) {
         throw std::invalid_argument(llama_infllm_last_error());
     }
-    return { params, llama_infllm_n_cells(&params, n_ubatch) };
+    return params;
 }

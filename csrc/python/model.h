@@ -7,7 +7,6 @@
 
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 namespace py = pybind11;
@@ -39,8 +38,7 @@ public:
 
     void check_token(llama_token token) const; // throws std::invalid_argument when out of range
 
-    // resolved parameters and resident cells per sequence
-    std::pair<llama_infllm_params, uint32_t> infllm_resolve(
+    llama_infllm_params infllm_resolve(
             uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
             const std::string & type_k, const std::string & type_v, llama_infllm_params params) const;
 

@@ -5,6 +5,8 @@
 #include "model.h"
 #include "sampler.h"
 
+#include <utility>
+
 static py::str chat_apply_template(
         const std::string & tmpl, const std::vector<std::pair<std::string, std::string>> & messages, bool add_ass) {
     std::vector<llama_chat_message> chat;
@@ -62,6 +64,8 @@ PYBIND11_MODULE(_core, m) {
         .def_property("position",
             [](const llama_infllm_params & p)            { return (int) p.position; },
             [](      llama_infllm_params & p, int value) { p.position = (llama_infllm_position) value; });
+
+    m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 
     py::class_<llama_infllm_stats>(m, "InfLLMStats")
         .def_readonly("n_layer",           &llama_infllm_stats::n_layer)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -117,6 +117,8 @@ class Llama:
         each other.
     RuntimeError
         When `n_gpu_layers` is not 0 and there is no GPU backend, or the context cannot be made.
+    MemoryError
+        When there is not enough memory for the context.
 
     Notes
     -----
@@ -155,8 +157,8 @@ class Llama:
         _check_range("n_threads_batch", n_threads_batch, 1, 512)
         _check_range("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
         _check_range("seed", seed, 0, 2**32 - 1)
-        _check_kv_type("type_k", type_k)
-        _check_kv_type("type_v", type_v)
+        check_kv_type("type_k", type_k)
+        check_kv_type("type_v", type_v)
         if infllm is not None and not isinstance(infllm, InfLLMConfig):
             raise TypeError(f"infllm = {infllm!r} is neither an InfLLMConfig nor None")
         if n_gpu_layers != 0 and not _core.supports_gpu_offload():
@@ -473,6 +475,44 @@ class Llama:
             self._sync()
         return logits
 
+    def prefill(self, tokens: Sequence[int], progress: ProgressCallback | None = None) -> int:
+        """Make the stored tokens `tokens`, and evaluate only what differs from those stored before.
+
+        Returns
+        -------
+        int
+            Tokens at the beginning that were stored already.
+
+        Raises
+        ------
+        ValueError
+            When `tokens` is empty or longer than `n_ctx`.
+        MemoryError, KeyboardInterrupt, InterruptedError
+            As `eval`.
+        """
+        tokens = list(tokens)
+        self._check_prompt(tokens)
+        with self._computing():
+            self._version += 1
+            self._ctx.interrupt_clear()
+            return self._prefill(tokens, progress or self.progress)
+
+    def _check_prompt(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise ValueError("the prompt is empty: give at least one token")
+        if len(tokens) > self._n_ctx:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, more than n_ctx = {self._n_ctx}: "
+                "use a larger n_ctx or a shorter prompt"
+            )
+
+    def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
+        # the last token is always evaluated, for its logits
+        self._truncate(min(_n_common(self._tokens, tokens), len(tokens) - 1))
+        n_cached = len(self._tokens)
+        self._eval(tokens[n_cached:], progress=progress)
+        return n_cached
+
     @property
     def logits(self) -> npt.NDArray[np.float32]:
         """Logits of the last stored token, ``[n_vocab]``, a copy.
@@ -740,13 +780,7 @@ class Llama:
         **sampling: Any,
     ) -> Iterator[_Piece]:
         """Check the arguments now; compute when iterated."""
-        if not tokens:
-            raise ValueError("the prompt is empty: give at least one token")
-        if len(tokens) > self._n_ctx:
-            raise ValueError(
-                f"the prompt has {len(tokens)} tokens, more than n_ctx = {self._n_ctx}: "
-                "use a larger n_ctx or a shorter prompt"
-            )
+        self._check_prompt(tokens)
 
         stops = [stop] if isinstance(stop, str) else list(stop or ())
         if "" in stops:
@@ -776,7 +810,7 @@ class Llama:
         n_max: int,
         progress: ProgressCallback | None,
     ) -> Iterator[_Piece]:
-        n_generated = 0
+        n_generated = n_evaluated = 0
         finish_reason: FinishReason | None = None
 
         t_start = time.perf_counter()
@@ -785,11 +819,7 @@ class Llama:
             version = self._version
             self._ctx.interrupt_clear()
 
-            # the last token is always evaluated, for its logits
-            n_cached = min(_n_common(self._tokens, tokens), len(tokens) - 1)
-            self._truncate(n_cached)
-            n_cached = len(self._tokens)
-            self._eval(tokens[n_cached:], progress=progress)
+            n_cached = self._prefill(tokens, progress)
             sampler.accept(tokens[-_PENALTY_LAST_N:])
         t_prompt = time.perf_counter()
 
@@ -802,6 +832,7 @@ class Llama:
                     raise RuntimeError("another call changed the stored tokens: this stream cannot go on")
                 if token is not None:
                     self._eval([token])
+                    n_evaluated += 1
                 self._check_logits()
                 token = sampler.sample(self._ctx)
 
@@ -840,7 +871,7 @@ class Llama:
                 "prompt_per_second": 1e3 * (n_prompt - n_cached) / max(ms_prompt, 1e-6),
                 "predicted_n": n_generated,
                 "predicted_ms": ms_predicted,
-                "predicted_per_second": 1e3 * n_generated / max(ms_predicted, 1e-6),
+                "predicted_per_second": 1e3 * n_evaluated / max(ms_predicted, 1e-6),
             },
         )
 
@@ -967,10 +998,10 @@ def resolve_infllm(
     params = config._to_params()
     if n_ubatch is None:
         # the local window is known only when resolved, and bounds n_ubatch
-        n_local = model.infllm_resolve(n_ctx, n_batch, 1, type_k, type_v, params)[0].n_local
+        n_local = model.infllm_resolve(n_ctx, n_batch, 1, type_k, type_v, params).n_local
         n_ubatch = min(n_ubatch_auto, n_local)
     n_ubatch = min(n_ubatch, n_batch)
-    return model.infllm_resolve(n_ctx, n_batch, n_ubatch, type_k, type_v, params)[0], n_ubatch
+    return model.infllm_resolve(n_ctx, n_batch, n_ubatch, type_k, type_v, params), n_ubatch
 
 
 @contextmanager
@@ -988,12 +1019,11 @@ def _reason(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if not lines:
         return "no reason was given"
-    for mark in ("error loading model: ", "failed to initialize the context: "):
-        for line in lines:
-            if mark in line:
-                return line.split(mark, 1)[1]
-    line = lines[0]
-    return line.split(": ", 1)[1] if ": " in line else line
+    # the deepest function speaks first, and begins with its name
+    line = lines[0].split(": ", 1)[-1]
+    for prefix in ("error loading model: ", "failed to initialize the context: "):
+        line = line.removeprefix(prefix)
+    return line
 
 
 def _n_common(a: list[int], b: list[int]) -> int:
@@ -1010,6 +1040,8 @@ def _check_range(name: str, value: float | None, low: float, high: float) -> Non
         raise ValueError(f"{name} = {value} is out of range: use a value from {low} to {high}")
 
 
-def _check_kv_type(name: str, value: str) -> None:
-    if value not in ("f16", "q8_0", "q4_0"):
-        raise ValueError(f"{name} = {value!r} is unknown: use 'f16', 'q8_0' or 'q4_0'")
+def check_kv_type(name: str, value: str) -> KVType:
+    """`value`, or ValueError naming `name`."""
+    if value in get_args(KVType):
+        return cast(KVType, value)
+    raise ValueError(f"{name} = {value!r} is unknown: use 'f16', 'q8_0' or 'q4_0'")

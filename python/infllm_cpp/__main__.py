@@ -1,0 +1,5 @@
+"""``python -m infllm_cpp`` is ``infllm``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,186 @@
+"""Command line options that commands share, one dataclass per group."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from . import _terminal as term
+from . import models
+from .config import InfLLMConfig
+from .llama import CompletionOptions, Llama
+
+N_CTX = 32768
+
+_default = InfLLMConfig()
+
+
+def _option(panel: str, help: str, *names: str, default: str | bool = True) -> Any:
+    return typer.Option(*names, help=help, show_default=default, rich_help_panel=panel)
+
+
+_MODEL, _MEMORY, _SAMPLING = "Model and context", "InfLLM memory", "Sampling"
+
+
+@dataclass
+class ModelOptions:
+    """Which model, and what its context would be."""
+
+    model: Annotated[
+        str | None,
+        _option(
+            _MODEL,
+            "GGUF file, or repo:file on the Hugging Face hub.",
+            "-m",
+            "--model",
+            default="the demo model",
+        ),
+    ] = None
+    n_ctx: Annotated[
+        int | None,
+        _option(
+            _MODEL,
+            "Tokens that the context can hold; 0: the training length.",
+            default=f"{N_CTX}; 0 with --no-infllm",
+        ),
+    ] = None
+    n_batch: Annotated[int, _option(_MODEL, "Tokens given to llama.cpp at once.")] = 512
+    n_ubatch: Annotated[
+        int | None, _option(_MODEL, "Tokens computed at once.", default="512, less for a small --n-local")
+    ] = None
+    type_k: Annotated[str, _option(_MODEL, "Type of K: f16, q8_0 or q4_0.")] = "f16"
+    type_v: Annotated[str, _option(_MODEL, "Type of V: f16, q8_0 or q4_0.")] = "f16"
+
+    no_infllm: Annotated[bool, _option(_MEMORY, "Plain llama.cpp.", "--no-infllm")] = False
+    n_init: Annotated[int, _option(_MEMORY, "Init tokens, always resident.")] = _default.n_init
+    n_local: Annotated[
+        int | None,
+        _option(_MEMORY, "Local window, tokens.", default="an eighth of the training length, at most 4096"),
+    ] = _default.n_local
+    block_size: Annotated[int, _option(_MEMORY, "Tokens of a block.")] = _default.block_size
+    topk: Annotated[int, _option(_MEMORY, "Blocks selected per layer.", "--topk")] = _default.topk
+    max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="2 * topk")] = (
+        _default.max_cached_blocks
+    )
+    repr_topk: Annotated[int, _option(_MEMORY, "Representative keys of a block.")] = _default.repr_topk
+    n_score: Annotated[int, _option(_MEMORY, "Tokens of a sub-chunk for scoring.")] = _default.n_score
+    position: Annotated[str, _option(_MEMORY, "auto, true or infllm.")] = _default.position
+    store_max_bytes: Annotated[
+        int | None, _option(_MEMORY, "Limit of the block store, bytes.", default="none")
+    ] = _default.store_max_bytes
+
+    def config(self) -> InfLLMConfig | None:
+        """The InfLLM memory that the options ask for; None with --no-infllm."""
+        if self.no_infllm:
+            return None
+        return InfLLMConfig(**{field.name: getattr(self, field.name) for field in fields(InfLLMConfig)})
+
+    def path(self) -> Path:
+        """The model file, fetched if it has to be."""
+        return fetch_demo_model() if self.model is None else models.find(self.model)
+
+    def n_ctx_or_default(self) -> int:
+        """--n-ctx, or its default; 0: the training length."""
+        if self.n_ctx is not None:
+            return self.n_ctx
+        return 0 if self.no_infllm else N_CTX
+
+
+@dataclass
+class RunOptions(ModelOptions):
+    """How to compute, too."""
+
+    n_threads: Annotated[
+        int | None, _option(_MODEL, "Threads.", "-t", "--n-threads", default="physical cores")
+    ] = None
+    n_gpu_layers: Annotated[int, _option(_MODEL, "Layers to keep on the GPU; -1: all.")] = 0
+    verbose: Annotated[bool, _option(_MODEL, "Print llama.cpp's log.", "--verbose")] = False
+
+    def load(self) -> Llama:
+        """Make the model and its context."""
+        return Llama(
+            self.path(),
+            n_ctx=self.n_ctx_or_default(),
+            n_batch=self.n_batch,
+            n_ubatch=self.n_ubatch,
+            n_threads=self.n_threads,
+            n_gpu_layers=self.n_gpu_layers,
+            type_k=self.type_k,  # type: ignore[arg-type]  # checked there
+            type_v=self.type_v,  # type: ignore[arg-type]
+            infllm=self.config(),
+            verbose=self.verbose,
+        )
+
+
+@dataclass
+class SamplingOptions:
+    """How to draw tokens."""
+
+    max_tokens: Annotated[
+        int, _option(_SAMPLING, "Tokens of an answer at most; 0: no limit.", "-n", "--max-tokens")
+    ] = 1024
+    temperature: Annotated[float, _option(_SAMPLING, "0: always the most likely token.")] = 0.2
+    top_k: Annotated[int, _option(_SAMPLING, "Draw from this many tokens; 0: all.", "--top-k")] = 40
+    top_p: Annotated[float, _option(_SAMPLING, "Draw from tokens that make up this probability.")] = 0.95
+    min_p: Annotated[float, _option(_SAMPLING, "Draw from tokens at least this likely, relatively.")] = 0.05
+    repeat_penalty: Annotated[float, _option(_SAMPLING, "Penalty on recent tokens; 1: none.")] = 1.0
+    seed: Annotated[int | None, _option(_SAMPLING, "Seed of the sampler.", default="random")] = None
+
+    def completion_options(self) -> CompletionOptions:
+        """As keyword arguments of `Llama.create_completion`."""
+        return {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
+            "repeat_penalty": self.repeat_penalty,
+            "seed": self.seed,
+        }
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn parameters of `command` that are one of the dataclasses above into one option per field."""
+    hints = get_type_hints(command, include_extras=True)
+    own, shared, groups = [], [], {}
+    for parameter in inspect.signature(command).parameters.values():
+        hint = hints[parameter.name]
+        if not isinstance(hint, type) or not issubclass(hint, (ModelOptions, SamplingOptions)):
+            own.append(parameter.replace(annotation=hint, kind=parameter.KEYWORD_ONLY))
+            continue
+        groups[parameter.name] = hint
+        types = get_type_hints(hint, include_extras=True)
+        shared += [
+            inspect.Parameter(f.name, parameter.KEYWORD_ONLY, default=f.default, annotation=types[f.name])
+            for f in fields(hint)
+        ]
+
+    @wraps(command)
+    def wrapper(**values: Any) -> None:
+        made = {
+            name: group(**{f.name: values.pop(f.name) for f in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    # typer reads both
+    wrapper.__signature__ = inspect.Signature([*own, *shared])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *shared]}
+    return wrapper
+
+
+def fetch_demo_model() -> Path:
+    """The demo model, fetched if it has to be; say so."""
+    demo, path = models.DEMO_MODEL, models.demo_model_path()
+    if path.exists():
+        return path
+    with term.console.status(f"fetching {demo.name} (licence {demo.license})"):
+        models.fetch()
+    term.note(f"fetched {demo.name} (licence {demo.license}) to {path}")
+    return path

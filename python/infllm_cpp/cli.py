@@ -1,0 +1,192 @@
+"""The command `infllm`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import __version__
+from . import _terminal as term
+from ._chat_session import ChatSession
+from ._demo import run_demo
+from ._info import print_info
+from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_demo_model, with_options
+from .types import ChatMessage, Timings
+
+app = typer.Typer(
+    help="Contexts far longer than device memory and than the training length, for any GGUF model.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SystemMessage = Annotated[str | None, typer.Option(help="System message.")]
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"infllm-cpp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@with_options
+def chat(options: RunOptions, sampling: SamplingOptions, system: SystemMessage = None) -> None:
+    """Chat with a model; /file PATH puts a long text into the context.
+
+    Ctrl-C interrupts an answer, Ctrl-D leaves. Lines piped in are answered one after the other.
+
+    Examples:
+
+        infllm chat
+
+        infllm chat -m model.gguf --n-ctx 131072 --system "Answer briefly."
+    """
+    with options.load() as llm:
+        if sys.stdin.isatty():
+            name = llm.metadata.get("general.name", Path(llm.model_path).name)
+            memory = "plain llama.cpp" if llm.infllm is None else "InfLLM memory"
+            term.note(f"{name}: {memory}, n_ctx {llm.n_ctx():,}, training length {llm.n_ctx_train():,}")
+        ChatSession(llm, system, sampling.completion_options()).run()
+
+
+@app.command()
+@with_options
+def run(
+    options: RunOptions,
+    sampling: SamplingOptions,
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="What to answer.")] = "",
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Text file to put before the prompt; -: stdin.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
+    system: SystemMessage = None,
+) -> None:
+    """Answer one prompt: the answer on stdout, progress and statistics on stderr.
+
+    Examples:
+
+        infllm run -p "Why is the sky blue?"
+
+        infllm run -m model.gguf -f book.txt -p "Who did it?" --n-ctx 131072
+
+        git diff | infllm run -f - -p "Summarize this change." > summary.txt
+    """
+    text = "\n\n".join(part for part in (_read(file), prompt) if part)
+    if not text:
+        raise typer.BadParameter("give a prompt with -p, a text with -f, or both")
+
+    with options.load() as llm:
+        if raw:
+            tokens = llm.tokenize(text, special=True)
+        else:
+            turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
+            tokens = llm.chat_tokens([*turns, {"role": "user", "content": text}])
+
+        timings: Timings | None = None
+        with term.prefill_progress(enabled=not quiet) as progress:
+            request = sampling.completion_options()
+            request["progress"] = progress.update
+            for chunk in llm.create_completion(tokens, stream=True, **request):
+                progress.close()
+                term.answer(chunk["choices"][0]["text"])
+                timings = chunk.get("timings")
+        term.answer("\n")
+        if timings and not quiet:
+            term.note("; ".join(filter(None, (term.format_timings(timings), term.format_memory(llm)))))
+
+
+def _read(file: Path | None) -> str:
+    if file is None:
+        return ""
+    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    return data.decode("utf-8", errors="replace").strip()
+
+
+@app.command()
+@with_options
+def info(options: ModelOptions) -> None:
+    """What a model is, and what a context would need; its weights are not loaded.
+
+    Examples:
+
+        infllm info -m model.gguf
+
+        infllm info -m model.gguf --n-ctx 1000000 --type-k q8_0 --type-v q8_0
+    """
+    print_info(options)
+
+
+@app.command()
+def fetch() -> None:
+    """Fetch the demo model and print where it is.
+
+    Example:
+
+        infllm run -m "$(infllm fetch)" -p "Hello"
+    """
+    print(fetch_demo_model())
+
+
+@app.command()
+@with_options
+def demo(
+    options: RunOptions,
+    n_tokens: Annotated[int, typer.Option(help="Length of the text, tokens.")] = 32768,
+    depth: Annotated[float, typer.Option(help="Where the pass key is: 0 begins the text, 1 ends it.")] = 0.5,
+    key_seed: Annotated[int, typer.Option("--seed", help="Decides the pass key.")] = 0,
+) -> None:
+    """Find a number hidden in a text several times longer than the model was trained for.
+
+    Then the same with plain llama.cpp, in a text that it can hold.
+
+    Examples:
+
+        infllm demo
+
+        infllm demo -m model.gguf --n-tokens 262144 --depth 0.1
+    """
+    run_demo(options, n_tokens, depth, key_seed)
+
+
+def main() -> None:
+    """Run the command line: an expected error is a line on stderr, and exit code 1, or 2 for bad usage."""
+    try:
+        # Ctrl-C and bad usage come out as exceptions, an early end as its exit code
+        code = app(standalone_mode=False) or 0
+    except (KeyboardInterrupt, typer.Abort):
+        term.note("\ninterrupted")
+        code = 130
+    except BrokenPipeError:
+        # the reader of a pipe has gone; Python must not complain about stdout when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except (OSError, ValueError, RuntimeError, MemoryError) as err:
+        term.error(err)
+        code = 1
+    except Exception as err:
+        # click's errors, whose module depends on the version of typer
+        if not hasattr(err, "format_message"):
+            raise
+        term.error(err.format_message())
+        code = 2
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
