@@ -32,6 +32,6 @@ endif()
 
 if (INFLLM_SANITIZE)
     # upstream's objects too: an overflow in a buffer of ours often shows in their code
-    add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer)
+    add_compile_options(-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined)
     add_link_options   (-fsanitize=address,undefined)
 endif()

@@ -27,7 +27,8 @@ def check(version: str, sdist_dir: Path | None, patches: list[unified_patch.File
         else:
             sdist = fetch_llama_cpp.download(version, Path(folder))
         wanted = {patch.path for patch in patches}
-        texts = {path: data.decode() for path, data in fetch_llama_cpp.read_sdist(sdist, version) if path in wanted}
+        files = fetch_llama_cpp.read_sdist(sdist, version)
+        texts = {path: content.decode() for path, content in files if path in wanted}
     offsets: list[int] = []
     for patch in patches:
         if patch.path not in texts:
@@ -41,9 +42,9 @@ def check(version: str, sdist_dir: Path | None, patches: list[unified_patch.File
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Check that csrc/patches applies to several releases of llama.cpp.")
-    parser.add_argument("releases", nargs="*", help="releases of llama-cpp-python; default: all with a known SHA-256")
-    parser.add_argument("--sdist-dir", type=Path, help="folder with the source distributions, instead of a download")
+    parser = argparse.ArgumentParser(description="Check that csrc/patches applies to releases of llama.cpp.")
+    parser.add_argument("releases", nargs="*", help="releases of llama-cpp-python; default: all pinned ones")
+    parser.add_argument("--sdist-dir", type=Path, help="folder with source distributions, not a download")
     args = parser.parse_args()
     releases = args.releases or list(fetch_llama_cpp.SHA256)
     for version in releases:

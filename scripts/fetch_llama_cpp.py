@@ -65,19 +65,22 @@ def check_sha256(sdist: Path, version: str) -> None:
 
 def wrong_hash(version: str, found: str) -> FetchError:
     return FetchError(
-        f"The source distribution of llama-cpp-python {version} has SHA-256 {found}, expected {SHA256[version]}: "
-        "it was altered or damaged, so nothing was unpacked; remove it from pip's cache or index and try again."
+        f"The source distribution of llama-cpp-python {version} has SHA-256 {found}, "
+        f"expected {SHA256[version]}: it was altered or damaged, so nothing was unpacked; "
+        "remove it from pip's cache or index and try again."
     )
 
 
 def download(version: str, folder: Path) -> Path:
     """Download one source distribution by pip into the folder."""
     if importlib.util.find_spec("pip") is None:
-        raise FetchError(f"{sys.executable} has no pip to download llama.cpp with: run `{sys.executable} -m ensurepip`.")
+        raise FetchError(
+            f"{sys.executable} has no pip to download llama.cpp with: run `{sys.executable} -m ensurepip`."
+        )
     requirements = folder / "requirements.txt"
     # pip checks the hash before it runs anything out of the distribution
     requirements.write_text(f"llama-cpp-python=={version} --hash=sha256:{SHA256[version]}\n")
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
     command += ["--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     if importlib.util.find_spec("scikit_build_core"):
@@ -88,8 +91,8 @@ def download(version: str, folder: Path) -> Path:
         output = result.stdout + result.stderr
         if match := re.search(r"\bGot\s+([0-9a-f]{64})", output):
             raise wrong_hash(version, match[1])
-        errors = [line for line in output.splitlines() if line.startswith("ERROR")] or output.splitlines()[-1:]
-        reason = errors[0].removeprefix("ERROR: ") if errors else f"exit code {result.returncode}"
+        lines = output.splitlines() or [f"exit code {result.returncode}"]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
         raise FetchError(
             f"pip could not download llama-cpp-python {version} ({reason}): "
             "check the network, or give a llama.cpp checkout by -DINFLLM_LLAMA_CPP_DIR=PATH."
@@ -208,8 +211,12 @@ def patch(tree: Path, patch_dir: Path = PATCH_DIR) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Put the pinned llama.cpp tree in place and patch it.")
     parser.add_argument("tree", type=Path, help="folder for the patched tree")
-    parser.add_argument("--sdist", type=Path, help="llama-cpp-python source distribution, instead of a download")
-    parser.add_argument("--from", dest="checkout", type=Path, help="llama.cpp checkout to copy, instead of a download")
+    parser.add_argument(
+        "--sdist", type=Path, help="llama-cpp-python source distribution, instead of a download"
+    )
+    parser.add_argument(
+        "--from", dest="checkout", type=Path, help="llama.cpp checkout to copy, instead of a download"
+    )
     args = parser.parse_args()
     try:
         if args.checkout:

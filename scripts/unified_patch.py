@@ -79,7 +79,9 @@ def apply(text: str, patch: FilePatch) -> tuple[str, list[int]]:
             places = [expected]
         if len(places) != 1:
             fits = f"fits {len(places)} places of" if places else "does not fit"
-            raise PatchError(f"hunk {len(offsets) + 1} of {len(patch.hunks)} {fits} {patch.path} (line {hunk.start})")
+            raise PatchError(
+                f"hunk {len(offsets) + 1} of {len(patch.hunks)} {fits} {patch.path} (line {hunk.start})"
+            )
         lines[places[0] : places[0] + n_old] = hunk.new
         offsets.append(places[0] - stated)
         shift += len(hunk.new) - n_old

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Sets up and runs every test: style, C++ units, Python, and the C++ tests again under sanitizers.
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+check_tools gtest
+make_venv
+
+step "Installing the test tools"
+python -m pip install --quiet cmake ninja pytest ruff mypy gguf
+# without libraries of its own: the tests point it at ours
+CMAKE_ARGS="-DLLAMA_BUILD=OFF" python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+
+step "ruff"
+ruff check .
+ruff format --check .
+
+step "Building and installing infllm-cpp with its tests and llama.cpp's tools"
+python -m pip install \
+    -C build-dir=build/test -C cmake.define.INFLLM_BUILD_TESTS=ON -C cmake.define.INFLLM_BUILD_TOOLS=ON '.[test]'
+
+step "mypy"
+mypy
+
+step "Patch against several llama.cpp releases"
+python scripts/check_patch.py
+
+INFLLM_TEST_MODEL=$(infllm fetch)
+export INFLLM_TEST_MODEL                                # SmolLM2-135M, for end-to-end tests
+export INFLLM_TEST_BIN_DIR="$root/build/test/bin"       # llama-bench and llama-perplexity
+
+step "C++ tests"
+ctest --test-dir build/test --output-on-failure
+
+step "Python tests"
+python -m pytest
+
+step "Building with AddressSanitizer and UBSan"
+cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DINFLLM_SANITIZE=ON -DINFLLM_BUILD_TESTS=ON > /dev/null
+cmake --build build/sanitize
+
+step "C++ tests under sanitizers"
+UBSAN_OPTIONS=print_stacktrace=1 ctest --test-dir build/sanitize --output-on-failure
+
+step "All tests passed"
