@@ -8,6 +8,7 @@ llama.cpp with the InfLLM memory (Xiao et al. 2024, arXiv 2402.04617):
 """
 
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from ._core import TraceEvent, llama_version, supports_gpu_offload, system_info
 from .config import InfLLMConfig, InfLLMStats
@@ -19,6 +20,16 @@ try:
 except PackageNotFoundError:  # run from the source tree
     __version__ = "0.0.0"
 
+
+def library_dir() -> Path:
+    """Where libllama is, with the method in it, for programs that load it themselves.
+
+    llama-cpp-python takes it from the environment variable ``LLAMA_CPP_LIB_PATH``; ``LLAMA_INFLLM`` turns the
+    method on there, see ``include/llama-infllm.h`` beside it.
+    """
+    return Path(__file__).resolve().parent / "lib"
+
+
 __all__ = [
     "InfLLMConfig",
     "InfLLMStats",
@@ -26,6 +37,7 @@ __all__ = [
     "TraceEvent",
     "__version__",
     "fetch_demo_model",
+    "library_dir",
     "llama_version",
     "supports_gpu_offload",
     "system_info",

@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args, overload
@@ -208,9 +208,10 @@ class Llama:
                     params,
                 )
             except RuntimeError as err:
-                raise RuntimeError(
-                    f"no context of n_ctx = {n_ctx} can be made: {_reason(str(err))}"
-                ) from None
+                reason = _reason(str(err))
+                if "alloc" in reason:
+                    raise MemoryError(f"n_ctx = {n_ctx} needs more memory than there is ({reason})") from None
+                raise RuntimeError(f"no context of n_ctx = {n_ctx} can be made: {reason}") from None
 
         # llama.cpp rounds n_ctx up, and n_batch down
         self._n_ctx = n_ctx
@@ -658,6 +659,7 @@ class Llama:
             tokens,
             max_tokens=max_tokens,
             stop=stop,
+            stream=stream,
             progress=progress,
             seed=seed,
             temperature=temperature,
@@ -677,7 +679,10 @@ class Llama:
             )
 
         chunks = self._completion_chunks(prefix, pieces)
-        return chunks if stream else _join_completion(chunks)
+        if stream:
+            return chunks
+        with self._computing():
+            return _join_completion(chunks)
 
     __call__ = create_completion
 
@@ -727,6 +732,7 @@ class Llama:
             self.chat_tokens(messages),
             max_tokens=max_tokens,
             stop=stop,
+            stream=stream,
             progress=progress,
             seed=seed,
             temperature=temperature,
@@ -738,7 +744,10 @@ class Llama:
             presence_penalty=presence_penalty,
         )
         chunks = self._chat_chunks(pieces)
-        return chunks if stream else _join_chat(chunks)
+        if stream:
+            return chunks
+        with self._computing():
+            return _join_chat(chunks)
 
     def chat_prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> str:
         """The prompt that the chat template makes of `messages`."""
@@ -775,11 +784,12 @@ class Llama:
         *,
         max_tokens: int | None,
         stop: str | Sequence[str] | None,
+        stream: bool,
         progress: ProgressCallback | None,
         seed: int | None,
         **sampling: Any,
     ) -> Iterator[_Piece]:
-        """Check the arguments now; compute when iterated."""
+        """Check the arguments now; compute when iterated: a stream lets other calls in between its pieces."""
         self._check_prompt(tokens)
 
         stops = [stop] if isinstance(stop, str) else list(stop or ())
@@ -789,7 +799,8 @@ class Llama:
         sampler = self._sampler(seed=self._seed if seed is None else seed, **sampling)
         n_max = max_tokens if max_tokens is not None and max_tokens > 0 else self._n_ctx
 
-        return self._pieces(tokens, sampler, TextStream(stops), n_max, progress or self.progress)
+        computing = self._computing if stream else nullcontext
+        return self._pieces(tokens, sampler, TextStream(stops), n_max, progress or self.progress, computing)
 
     def _sampler(self, *, seed: int, **p: Any) -> _core.Sampler:
         _check_range("seed", seed, 0, 2**32 - 1)
@@ -809,12 +820,13 @@ class Llama:
         text: TextStream,
         n_max: int,
         progress: ProgressCallback | None,
+        computing: Callable[[], AbstractContextManager[None]],
     ) -> Iterator[_Piece]:
         n_generated = n_evaluated = 0
         finish_reason: FinishReason | None = None
 
         t_start = time.perf_counter()
-        with self._computing():
+        with computing():
             self._version += 1
             version = self._version
             self._ctx.interrupt_clear()
@@ -827,7 +839,7 @@ class Llama:
         token: int | None = None
         while finish_reason is None:
             t_step = time.perf_counter()
-            with self._computing():
+            with computing():
                 if version != self._version:
                     raise RuntimeError("another call changed the stored tokens: this stream cannot go on")
                 if token is not None:

@@ -1,0 +1,74 @@
+"""The demo model, and contexts so small that a few hundred tokens page."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import infllm_cpp
+from infllm_cpp import InfLLMConfig, Llama
+from infllm_cpp.passkey import make_passkey_prompt
+
+SMALL = InfLLMConfig(
+    n_init=32, n_local=192, block_size=32, topk=4, max_cached_blocks=6, repr_topk=4, n_score=16
+)
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    return infllm_cpp.fetch_demo_model()
+
+
+@pytest.fixture(scope="session")
+def shared_llm(model_path: Path) -> Iterator[Llama]:
+    with Llama(model_path, n_ctx=1024, n_batch=128, infllm=SMALL) as llm:
+        yield llm
+
+
+@pytest.fixture
+def llm(shared_llm: Llama) -> Iterator[Llama]:
+    """An empty context with the method on."""
+    shared_llm.reset()
+    shared_llm.reset_stats()
+    yield shared_llm
+    shared_llm.set_trace(None)
+
+
+@pytest.fixture(scope="session")
+def passkey(shared_llm: Llama) -> tuple[list[int], str]:
+    """A prompt of twice the tokens that SMALL keeps resident, and the key in it."""
+    return make_passkey_prompt(shared_llm.tokenize, 800, depth=0.3)
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def infllm(model_path: Path) -> Run:
+    """Run the command line in a process of its own."""
+
+    def run(
+        *args: str, stdin: str = "", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "infllm_cpp", *args],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={**os.environ, **(env or {})},
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+def interrupt(process: subprocess.Popen[str]) -> None:
+    """What Ctrl-C does."""
+    process.send_signal(signal.SIGINT)

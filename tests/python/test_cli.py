@@ -1,0 +1,257 @@
+"""The command line, in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from conftest import Run, interrupt
+
+SMALL_OPTIONS = [
+    *("--n-ctx", "1024", "--n-batch", "128", "--n-init", "32", "--n-local", "192", "--block-size", "32"),
+    *("--topk", "4", "--max-cached-blocks", "6", "--repr-topk", "4", "--n-score", "16"),
+]
+GREEDY = ["--temperature", "0"]
+
+
+def start(*args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "infllm_cpp", *args],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+# -- run
+
+
+def test_run_prints_the_answer_alone_on_stdout(infllm: Run) -> None:
+    result = infllm("run", "--raw", "-p", "The capital of France is", "-n", "4", *GREEDY, *SMALL_OPTIONS)
+    assert result.returncode == 0
+    assert result.stdout.startswith(" Paris")
+    assert "\x1b" not in result.stdout + result.stderr
+    assert re.search(
+        r"prefill 5 tokens, .* tok/s; decode 4 tokens, .* tok/s; resident .*, store ", result.stderr
+    )
+
+
+def test_run_quiet_prints_nothing_else(infllm: Run) -> None:
+    result = infllm(
+        "run", "-q", "--raw", "-p", "The capital of France is", "-n", "4", *GREEDY, *SMALL_OPTIONS
+    )
+    assert result.stdout.startswith(" Paris")
+    assert result.stderr == ""
+
+
+def test_run_reads_a_text_from_stdin(infllm: Run) -> None:
+    text = "The pass key is 71432. Remember it. " + "The grass is green. The sky is blue. " * 60
+    question = "What is the pass key? The pass key is"
+    result = infllm("run", "--raw", "-f", "-", "-p", question, "-n", "6", *GREEDY, *SMALL_OPTIONS, stdin=text)
+    assert "71432" in result.stdout
+
+
+def test_run_uses_the_chat_template(infllm: Run) -> None:
+    result = infllm("run", "-p", "What is 2+2?", "-n", "40", *GREEDY, "--no-infllm", "--n-ctx", "256")
+    assert "4" in result.stdout
+    # plain llama.cpp has no store to speak of
+    assert "store" not in result.stderr
+
+
+def test_run_ends_quietly_when_its_reader_goes(model_path: Path) -> None:
+    command = f'"{sys.executable}" -m infllm_cpp run --raw -q -p "One, two," -n 200 --n-ctx 512 | head -c 5'
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
+    assert len(result.stdout) == 5
+    assert result.stderr == ""
+
+
+def test_ctrl_c_ends_run(tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("The grass is green. The sky is blue. " * 800)
+    process = start("run", "-f", str(path), "-p", "Summarize.", "--n-ctx", "16384")
+    assert process.stderr is not None
+    assert "reading" in process.stderr.readline()
+    interrupt(process)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "interrupted" in err
+
+
+# -- chat
+
+
+def test_chat_answers_piped_lines_with_history(infllm: Run) -> None:
+    script = "My name is Zorblax.\nWhat is my name? Answer with the name only.\n"
+    result = infllm("chat", "-n", "40", *GREEDY, *SMALL_OPTIONS, stdin=script)
+    assert result.returncode == 0
+    assert "Zorblax" in result.stdout.splitlines()[-1]
+    assert "> " not in result.stdout
+
+
+def test_chat_commands(infllm: Run, tmp_path: Path) -> None:
+    path = tmp_path / "facts.txt"
+    path.write_text("The pass key of the vault is 71432.\n")
+    script = (
+        f"/help\n/file {path}\nWhat is the pass key of the vault?\n/stats\n/reset\n/stats\n"
+        f"/file {tmp_path / 'none.txt'}\n/dance\n/quit\nnot reached\n"
+    )
+    result = infllm("chat", "-n", "40", *GREEDY, *SMALL_OPTIONS, stdin=script)
+    assert result.returncode == 0
+    assert "71432" in result.stdout
+    assert "/file PATH" in result.stderr
+    assert re.search(r"facts.txt: \d+ tokens are stored", result.stderr)
+    # the file was not read again for the question
+    assert re.search(r"prefill \d+ tokens \(\d+ more were stored\)", result.stderr)
+    assert "tokens 0 of n_ctx = 1,024" in result.stderr
+    assert "error: " in result.stderr and "none.txt" in result.stderr
+    assert "error: /dance is not a command: see /help" in result.stderr
+
+
+def test_chat_says_when_the_context_is_too_small(infllm: Run, tmp_path: Path) -> None:
+    path = tmp_path / "long.txt"
+    path.write_text("The grass is green. " * 500)
+    script = f"/file {path}\nWhat is 2+2?\n"
+    result = infllm("chat", "-n", "40", *GREEDY, *SMALL_OPTIONS, stdin=script)
+    assert result.returncode == 0
+    assert re.search(r"error: the prompt has \d+ tokens, more than n_ctx = 1024: use", result.stderr)
+    assert "4" in result.stdout
+
+
+def test_ctrl_c_interrupts_the_answer_and_not_the_chat() -> None:
+    process = start("chat", "--n-ctx", "4096", "-n", "4000", *GREEDY)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("Write a very long story about a dragon.\n")
+    process.stdin.flush()
+    first = process.stdout.read(1)
+    interrupt(process)
+    out, err = process.communicate("What is 2+2?\n/stats\n/quit\n", timeout=120)
+    assert process.returncode == 0
+    assert first + out.splitlines()[0]
+    assert "interrupted" in err
+    assert "4" in out.splitlines()[-1]
+    assert "last answer: " in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_chat_on_a_terminal(model_path: Path) -> None:
+    import pty
+
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "infllm_cpp", "chat", "-n", "30", *GREEDY, *SMALL_OPTIONS],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        close_fds=True,
+    )
+    os.close(slave)
+    seen = ""
+
+    def expect(text: str) -> None:
+        nonlocal seen
+        limit = time.monotonic() + 120
+        while text not in seen:
+            assert time.monotonic() < limit, seen
+            seen += os.read(master, 4096).decode(errors="replace")
+        seen = seen[seen.index(text) + len(text) :]
+
+    expect("InfLLM memory, n_ctx 1,024, training length 8,192")
+    expect("> ")
+    os.write(master, b"\x03")
+    expect("interrupted")
+    os.write(master, b"What is 2+2?\n")
+    expect("4")
+    expect("> ")
+    os.write(master, b"\x04")
+    assert process.wait(timeout=60) == 0
+    os.close(master)
+
+
+# -- info, fetch, demo
+
+
+def test_info_tells_what_a_context_needs(infllm: Run) -> None:
+    result = infllm("info", "--n-ctx", "65536")
+    assert result.returncode == 0
+    rows = dict(re.findall(r"^(\S.*?)  +(.*)$", result.stdout, re.MULTILINE))
+    assert rows["architecture"] == "llama"
+    assert rows["training length"] == "8,192 tokens"
+    # 30 layers, 3 KV heads of 64, K and V, 2 bytes
+    assert rows["K and V"].startswith(f"{30 * 3 * 64 * 2 * 2:,} bytes per token")
+    assert rows["plain llama.cpp"].startswith("1.41 GiB")
+    assert re.match(r"[\d.]+ MiB resident \([\d,]+ cells\), 1.38 GiB in the store", rows["InfLLM memory"])
+
+
+def test_info_agrees_with_what_a_context_takes(infllm: Run) -> None:
+    info = infllm("info", *SMALL_OPTIONS).stdout
+    run = infllm("run", "--raw", "-p", "a", "-n", "1", *SMALL_OPTIONS).stderr
+    resident = re.search(r"InfLLM memory +(\S+ \S+) resident", info)
+    assert resident is not None
+    assert f"resident {resident[1]}" in run
+
+
+def test_fetch_prints_the_path(infllm: Run, model_path: Path) -> None:
+    result = infllm("fetch")
+    assert result.stdout.strip() == str(model_path)
+
+
+def test_demo_finds_the_pass_key(infllm: Run) -> None:
+    result = infllm("demo", "--n-tokens", "800", "--seed", "3", *SMALL_OPTIONS[2:])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("(right)") == 2
+    assert "K and V resident" in result.stdout
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["run", "-m", "none.gguf", "-p", "Hi"], 1, "model file none.gguf does not exist"),
+        (["info", "-m", "none.gguf"], 1, "model file none.gguf does not exist"),
+        (["run", "-m", "someone/model:none.gguf", "-p", "Hi"], 1, "infllm-cpp[hub]"),
+        (["run", "-p", "Hi", "--topk", "9", "--max-cached-blocks", "4"], 1, "max_cached_blocks = 4"),
+        (["run", "-p", "Hi", "--position", "far"], 1, "position = 'far'"),
+        (["run", "-p", "Hi", "--type-k", "q5"], 1, "type_k = 'q5'"),
+        (["run", "-f", "none.txt"], 1, "none.txt"),
+        (["run"], 2, "give a prompt"),
+        (["run", "--no-such-option"], 2, "--no-such-option"),
+        (["run", "--n-ctx", "many"], 2, "many"),
+        (["dance"], 2, "dance"),
+    ],
+)
+def test_an_error_is_one_line(infllm: Run, args: list[str], code: int, words: str) -> None:
+    result = infllm(*args)
+    assert result.returncode == code
+    assert result.stdout == ""
+    assert words in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_help_has_examples(infllm: Run) -> None:
+    for command in ("chat", "run", "info", "fetch", "demo"):
+        result = infllm(command, "--help")
+        assert result.returncode == 0
+        assert "Example" in result.stdout
+        assert f"infllm {command}" in result.stdout or command == "fetch"
+    for word in (
+        "--n-init",
+        "--n-local",
+        "--block-size",
+        "--topk",
+        "--max-cached-blocks",
+        "--position",
+        "--no-infllm",
+    ):
+        assert word in infllm("run", "--help").stdout

@@ -1,0 +1,47 @@
+"""InfLLMConfig: ranges, and what becomes of None."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from infllm_cpp import InfLLMConfig, _core
+
+
+def test_the_defaults_are_the_librarys() -> None:
+    params = _core.InfLLMParams()
+    config = InfLLMConfig()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "position":
+            assert value == "auto"
+        else:
+            assert (value or 0) == getattr(params, field.name), field.name
+
+
+def test_a_config_survives_the_way_through_the_c_api() -> None:
+    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8)
+    assert InfLLMConfig._from_params(config._to_params()) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("n_init", -1),
+        ("n_local", 0),
+        ("block_size", 2**32),
+        ("max_cached_blocks", -4),
+        ("store_max_bytes", 2**64),
+        ("position", "far"),
+    ],
+)
+def test_a_value_out_of_range_is_named(name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"^{name} = .*{value}.*use "):
+        InfLLMConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [1.5, "16", True])
+def test_a_value_that_is_no_integer_is_named(value: object) -> None:
+    with pytest.raises(TypeError, match=r"^topk = .* is not an integer"):
+        InfLLMConfig(topk=value)  # type: ignore[arg-type]

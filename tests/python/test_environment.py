@@ -1,0 +1,60 @@
+"""An unmodified program with our libllama: llama-cpp-python, the method off and on by LLAMA_INFLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import infllm_cpp
+
+# llama-cpp-python is installed without libraries of its own by scripts/test.sh
+SCRIPT = """
+import ctypes, json, sys
+import llama_cpp
+
+tokens = json.loads(sys.stdin.read())
+llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=128, n_ubatch=128, verbose=False)
+text = llm(tokens, max_tokens=6, temperature=0)["choices"][0]["text"]
+
+lib = llama_cpp.llama_cpp._lib
+lib.llama_infllm_active.argtypes = [ctypes.c_void_p]
+lib.llama_infllm_active.restype = ctypes.c_bool
+print(json.dumps([lib.llama_infllm_active(llm.ctx), text]))
+"""
+
+PARAMS = "n_init=32,n_local=192,block_size=32,topk=4,max_cached_blocks=6,repr_topk=4,n_score=16"
+
+
+def run(model_path: Path, tokens: list[int], value: str | None) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if k != "LLAMA_INFLLM"}
+    env["LLAMA_CPP_LIB_PATH"] = str(infllm_cpp.library_dir())
+    if value is not None:
+        env["LLAMA_INFLLM"] = value
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(model_path)],
+        input=json.dumps(tokens),
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_the_same_script_with_the_method_off_and_on(model_path: Path, passkey: tuple[list[int], str]) -> None:
+    tokens, key = passkey
+    for value, active in ((None, False), ("0", False), (PARAMS, True)):
+        result = run(model_path, tokens, value)
+        assert result.returncode == 0, result.stderr
+        is_active, text = json.loads(result.stdout.splitlines()[-1])
+        assert is_active == active, value
+        assert text.strip().startswith(key), value
+
+
+def test_a_bad_value_makes_no_context(model_path: Path, passkey: tuple[list[int], str]) -> None:
+    result = run(model_path, passkey[0], "topk=16,max_cached_blocks=4,n_local=1024")
+    assert result.returncode == 1
+    assert "Failed to create llama_context" in result.stderr

@@ -1,0 +1,136 @@
+"""The method, as Python sees it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import SMALL
+from infllm_cpp import InfLLMConfig, Llama, TraceEvent
+
+TEXT = (
+    "The memory of a language model is its key-value cache. Most of a long text is not needed to "
+    "predict the next token, but which part is needed changes from token to token. "
+)
+
+
+def test_on_equals_off_while_all_tokens_fit(model_path: Path) -> None:
+    """Greedy tokens and logits, over a text of several hundred tokens."""
+    with Llama(model_path, n_ctx=1024, infllm=None) as off, Llama(model_path, n_ctx=1024) as on:
+        assert off.infllm is None
+        assert on.infllm is not None
+
+        tokens = off.tokenize(TEXT * 8)
+        rows_off = off.eval(tokens, all_logits=True)
+        rows_on = on.eval(tokens, all_logits=True)
+        assert np.abs(rows_on - rows_off).max() <= 1e-2
+
+        text_off = off(tokens, max_tokens=32, temperature=0)["choices"][0]["text"]
+        text_on = on(tokens, max_tokens=32, temperature=0)["choices"][0]["text"]
+        assert text_on == text_off
+
+
+def test_automatic_values_are_filled_in(model_path: Path) -> None:
+    with Llama(model_path, n_ctx=16384, infllm=InfLLMConfig(topk=8)) as llm:
+        config = llm.infllm
+        assert config is not None
+        assert (config.n_local, config.max_cached_blocks, config.position) == (1024, 16, "infllm")
+    with Llama(model_path, n_ctx=8192) as llm:
+        assert llm.infllm is not None
+        assert llm.infllm.position == "true"
+
+
+def test_what_is_not_resident_is_found(llm: Llama, passkey: tuple[list[int], str]) -> None:
+    tokens, key = passkey
+    assert llm(tokens, max_tokens=8, temperature=0)["choices"][0]["text"].strip().startswith(key)
+    stats = llm.stats()
+    assert stats is not None
+    assert stats.n_tokens > 1.9 * stats.n_tokens_resident
+    assert stats.n_page_in > 0
+
+
+def test_statistics_add_up(llm: Llama, passkey: tuple[list[int], str]) -> None:
+    llm.eval(passkey[0])
+    stats = llm.stats()
+    assert stats is not None
+    assert stats.n_layer == len(stats.layers) == 30
+    assert stats.n_tokens == llm.n_tokens
+    assert stats.n_tokens_resident < stats.n_tokens
+    assert stats.n_slots == 30 * 6
+    assert stats.n_selected == stats.n_hit + stats.n_page_in
+    assert stats.n_page_in > 0
+    for name in ("n_blocks", "bytes_resident", "bytes_store", "n_selected", "bytes_paged_in"):
+        assert getattr(stats, name) == sum(getattr(layer, name) for layer in stats.layers), name
+
+    llm.reset_stats()
+    stats = llm.stats()
+    assert stats is not None
+    assert stats.n_selected == 0
+    assert stats.n_blocks > 0
+
+
+def test_the_store_grows_and_the_resident_buffer_does_not(llm: Llama, passkey: tuple[list[int], str]) -> None:
+    tokens = passkey[0]
+    sizes = []
+    for n_tokens in (500, 600, 700):
+        llm.prefill(tokens[:n_tokens])
+        stats = llm.stats()
+        assert stats is not None
+        sizes.append((stats.bytes_resident, stats.bytes_store))
+    assert sizes[0][0] == sizes[1][0] == sizes[2][0]
+    assert sizes[0][1] < sizes[1][1] < sizes[2][1]
+
+
+def test_the_trace_tells_what_was_selected(llm: Llama, passkey: tuple[list[int], str]) -> None:
+    events: list[TraceEvent] = []
+    llm.set_trace(events.append)
+    llm.eval(passkey[0])
+    stats = llm.stats()
+    assert stats is not None
+
+    assert len(events) == stats.n_select
+    assert sum(len(event.selected) for event in events) == stats.n_selected
+    assert sum(event.n_page_in for event in events) == stats.n_page_in
+    assert {event.il for event in events} == set(range(30))
+    last = events[-1]
+    assert len(last.selected) == SMALL.topk
+    assert last.scores.argmax() == last.selected[0]
+
+    llm.set_trace(None)
+    n_events = len(events)
+    llm.eval(llm.tokenize(" And more."))
+    assert len(events) == n_events
+
+
+def test_a_full_store_is_a_memory_error(model_path: Path, passkey: tuple[list[int], str]) -> None:
+    config = InfLLMConfig(**{**vars(SMALL), "store_max_bytes": 1 << 20})
+    tokens, _ = passkey
+    with Llama(model_path, n_ctx=1024, n_batch=128, infllm=config) as llm:
+        with pytest.raises(MemoryError, match="store_max_bytes"):
+            llm.eval(tokens)
+        # whole batches are stored or not at all
+        assert 0 < llm.n_tokens < len(tokens)
+        assert llm.n_tokens % 128 == 0
+        assert llm.tokens == tokens[: llm.n_tokens]
+        with pytest.raises(MemoryError, match="store_max_bytes"):
+            llm(tokens)
+
+        assert llm("The capital of France is", max_tokens=4, temperature=0)["choices"][0]["text"].startswith(
+            " Paris"
+        )
+
+
+def test_the_environment_variable_does_not_matter_here(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLAMA_INFLLM", "1")
+    with Llama(model_path, n_ctx=256, infllm=None) as llm:
+        assert llm.infllm is None
+        assert llm.stats() is None
+    with Llama(model_path, n_ctx=1024, infllm=SMALL) as llm:
+        assert llm.infllm is not None
+        assert llm.infllm.n_local == SMALL.n_local
+    assert os.environ["LLAMA_INFLLM"] == "1"
