@@ -18,36 +18,37 @@ has_header() {
     echo "#include <$1>" | "${CXX:-c++}" "${@:2}" -x c++ -E - > /dev/null 2>&1
 }
 
-# require PACKAGE...: install the Debian packages, or print the one command that does
-require() {
-    [ $# -gt 0 ] || return 0
-    if ! command -v apt-get > /dev/null; then
-        fail "Something is missing that Debian has in $*: install the same with this system's package manager and run again."
-    elif [ "$(id -u)" -ne 0 ]; then
-        fail "Something is missing; install it with: sudo apt-get install -y $*"
-    fi
-    step "Installing $*"
-    apt-get update -qq || echo "apt-get update failed; trying with the package lists at hand" >&2
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" < /dev/null > /dev/null ||
-        fail "apt-get could not install $*: see the messages above."
+# missing_packages [gtest]: the Debian packages for what is needed and pip cannot bring
+missing_packages() {
+    local include
+    command -v "${CC:-cc}" > /dev/null && command -v "${CXX:-c++}" > /dev/null || echo g++
+    "$python" -c 'import venv, ensurepip' 2> /dev/null || echo python3 python3-venv
+    include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2> /dev/null) &&
+        has_header Python.h -I "$include" || echo python3-dev
+    [ "${1:-}" != gtest ] || has_header gtest/gtest.h || echo libgtest-dev
 }
 
-# check_tools [gtest]: everything that pip cannot bring
-# shellcheck disable=SC2120
+# check_tools [gtest]: install what is missing, or print the one command that does
 check_tools() {
-    local packages=()
-    command -v "${CXX:-c++}" > /dev/null && command -v "${CC:-cc}" > /dev/null || packages+=(g++)
-    command -v "$python" > /dev/null || packages+=(python3)
-    "$python" -c 'import venv, ensurepip' 2> /dev/null || packages+=(python3-venv)
-    require "${packages[@]}"
-
+    local packages
+    packages=$(missing_packages "$@")
+    packages=${packages//$'\n'/ }
+    if [ -n "$packages" ]; then
+        command -v apt-get > /dev/null ||
+            fail "Needed and not found: $packages (Debian's names); install them with this system's package manager."
+        [ "$(id -u)" -eq 0 ] ||
+            fail "Needed and not found: $packages; install with: sudo apt-get install -y $packages"
+        step "Installing $packages"
+        apt-get update -qq || echo "apt-get update failed; trying with the package lists at hand" >&2
+        # shellcheck disable=SC2086 # one word a package
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages < /dev/null > /dev/null ||
+            fail "apt-get could not install $packages: see its messages above."
+        packages=$(missing_packages "$@")
+        [ -z "$packages" ] ||
+            fail "Still not found after the installation: ${packages//$'\n'/ }; set CC, CXX and PYTHON to the system's own programs."
+    fi
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
-        fail "Python 3.10 or newer is needed and $("$python" --version) was found: install a newer one and set PYTHON to it."
-
-    packages=()
-    has_header Python.h "-I$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')" || packages+=(python3-dev)
-    [ "${1:-}" != gtest ] || has_header gtest/gtest.h || packages+=(libgtest-dev)
-    require "${packages[@]}"
+        fail "Python 3.10 or newer is needed, this is $("$python" --version): install a newer one and set PYTHON to it."
 }
 
 # everything is installed into .venv, whose programs come first from here on
