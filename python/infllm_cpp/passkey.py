@@ -11,7 +11,8 @@ TASK = (
 )
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "
-QUESTION = "What is the pass key? The pass key is"
+# as a question with its answer begun: a small instruct model goes on with prose after the bare question, at any length
+QUESTION = "Question: What is the pass key mentioned in the text? Answer: The pass key is"
 
 
 def make_passkey_prompt(
