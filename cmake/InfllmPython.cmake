@@ -24,9 +24,13 @@ set_target_properties(_core PROPERTIES
 
 install(TARGETS _core LIBRARY DESTINATION infllm_cpp COMPONENT infllm)
 set_target_properties(llama ggml PROPERTIES PUBLIC_HEADER "") # upstream lists them relative to its own folder
-install(TARGETS llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS}
-    LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
-    RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
+foreach (library llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS})
+    if (TARGET ${library}) # the list is cached: it keeps backends that have been switched off
+        install(TARGETS ${library}
+            LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
+            RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
+    endif()
+endforeach()
 install(
     FILES ${INFLLM_UPSTREAM_DIR}/include/llama.h ${CMAKE_CURRENT_SOURCE_DIR}/llama/llama-infllm.h
     DESTINATION infllm_cpp/include COMPONENT infllm)
