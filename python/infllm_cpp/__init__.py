@@ -10,6 +10,7 @@ llama.cpp with the InfLLM memory (Xiao et al. 2024, arXiv 2402.04617):
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from . import _core
 from ._core import TraceEvent, llama_version, supports_gpu_offload, system_info
 from .config import InfLLMConfig, InfLLMStats
 from .llama import Llama
@@ -27,7 +28,7 @@ def library_dir() -> Path:
     llama-cpp-python takes it from the environment variable ``LLAMA_CPP_LIB_PATH``; ``LLAMA_INFLLM`` turns the
     method on there, see ``include/llama-infllm.h`` beside it.
     """
-    return Path(__file__).resolve().parent / "lib"
+    return Path(_core.__file__).parent / "lib"
 
 
 __all__ = [

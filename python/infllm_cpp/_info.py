@@ -46,7 +46,8 @@ def print_info(options: ModelOptions) -> None:
             row("InfLLM memory", f"not possible: {err}")
         else:
             assert params is not None
-            n_cells = _core.infllm_n_cells(params, n_ubatch)
+            # llama.cpp allocates cells by 256, for its flash attention
+            n_cells = -(-min(_core.infllm_n_cells(params, n_ubatch), n_ctx) // 256) * 256
             n_store = max(0, n_ctx - params.n_init - params.n_local)
             used = InfLLMConfig._from_params(params)
             row(

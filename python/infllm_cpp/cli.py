@@ -170,8 +170,7 @@ def main() -> None:
         # Ctrl-C and bad usage come out as exceptions, an early end as its exit code
         code = app(standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
-        term.note("\ninterrupted")
-        code = 130
+        code = 130  # some versions of typer return it
     except BrokenPipeError:
         # the reader of a pipe has gone; Python must not complain about stdout when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -185,6 +184,8 @@ def main() -> None:
             raise
         term.error(err.format_message())
         code = 2
+    if code == 130:
+        term.note("\ninterrupted")
     sys.exit(code)
 
 

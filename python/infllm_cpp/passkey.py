@@ -11,7 +11,7 @@ TASK = (
 )
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "
-# as a question with its answer begun: a small instruct model goes on with prose after the bare question, at any length
+# a question with its answer begun: after the bare question a small instruct model goes on with prose
 QUESTION = "Question: What is the pass key mentioned in the text? Answer: The pass key is"
 
 

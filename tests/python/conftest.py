@@ -16,7 +16,7 @@ from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.passkey import make_passkey_prompt
 
 SMALL = InfLLMConfig(
-    n_init=32, n_local=192, block_size=32, topk=4, max_cached_blocks=6, repr_topk=4, n_score=16
+    n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=8, repr_topk=4, n_score=16
 )
 
 
@@ -42,8 +42,8 @@ def llm(shared_llm: Llama) -> Iterator[Llama]:
 
 @pytest.fixture(scope="session")
 def passkey(shared_llm: Llama) -> tuple[list[int], str]:
-    """A prompt of twice the tokens that SMALL keeps resident, and the key in it."""
-    return make_passkey_prompt(shared_llm.tokenize, 800, depth=0.3)
+    """A prompt of nearly twice the tokens that SMALL keeps resident, and the key in it."""
+    return make_passkey_prompt(shared_llm.tokenize, 1000, depth=0.3)
 
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

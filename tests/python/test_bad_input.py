@@ -111,7 +111,8 @@ try:
     Llama(sys.argv[1], n_ctx=200_000, infllm=None)
 except MemoryError as err:
     print(err)
-print(Llama(sys.argv[1], n_ctx=256)("The capital of France is", max_tokens=1, temperature=0)["choices"][0]["text"])
+completion = Llama(sys.argv[1], n_ctx=256)("The capital of France is", max_tokens=1, temperature=0)
+print(completion["choices"][0]["text"])
 """
 
 

@@ -16,7 +16,7 @@ import ctypes, json, sys
 import llama_cpp
 
 tokens = json.loads(sys.stdin.read())
-llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=128, n_ubatch=128, verbose=False)
+llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=128, n_ubatch=128, flash_attn=True, verbose=False)
 text = llm(tokens, max_tokens=6, temperature=0)["choices"][0]["text"]
 
 lib = llama_cpp.llama_cpp._lib
@@ -25,7 +25,7 @@ lib.llama_infllm_active.restype = ctypes.c_bool
 print(json.dumps([lib.llama_infllm_active(llm.ctx), text]))
 """
 
-PARAMS = "n_init=32,n_local=192,block_size=32,topk=4,max_cached_blocks=6,repr_topk=4,n_score=16"
+PARAMS = "n_init=32,n_local=256,block_size=32,topk=8,max_cached_blocks=8,repr_topk=4,n_score=16"
 
 
 def run(model_path: Path, tokens: list[int], value: str | None) -> subprocess.CompletedProcess[str]:

@@ -48,7 +48,7 @@ def test_what_is_not_resident_is_found(llm: Llama, passkey: tuple[list[int], str
     assert llm(tokens, max_tokens=8, temperature=0)["choices"][0]["text"].strip().startswith(key)
     stats = llm.stats()
     assert stats is not None
-    assert stats.n_tokens > 1.9 * stats.n_tokens_resident
+    assert stats.n_tokens > 1.7 * stats.n_tokens_resident
     assert stats.n_page_in > 0
 
 
@@ -59,7 +59,7 @@ def test_statistics_add_up(llm: Llama, passkey: tuple[list[int], str]) -> None:
     assert stats.n_layer == len(stats.layers) == 30
     assert stats.n_tokens == llm.n_tokens
     assert stats.n_tokens_resident < stats.n_tokens
-    assert stats.n_slots == 30 * 6
+    assert stats.n_slots == 30 * 8
     assert stats.n_selected == stats.n_hit + stats.n_page_in
     assert stats.n_page_in > 0
     for name in ("n_blocks", "bytes_resident", "bytes_store", "n_selected", "bytes_paged_in"):
@@ -75,7 +75,7 @@ def test_statistics_add_up(llm: Llama, passkey: tuple[list[int], str]) -> None:
 def test_the_store_grows_and_the_resident_buffer_does_not(llm: Llama, passkey: tuple[list[int], str]) -> None:
     tokens = passkey[0]
     sizes = []
-    for n_tokens in (500, 600, 700):
+    for n_tokens in (850, 920, 990):
         llm.prefill(tokens[:n_tokens])
         stats = llm.stats()
         assert stats is not None
