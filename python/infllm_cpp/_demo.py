@@ -10,7 +10,6 @@ from rich.table import Table
 
 from . import _terminal as term
 from ._options import RunOptions
-from ._sizes import kv_bytes_per_token
 from .llama import Llama
 from .passkey import QUESTION, is_right, make_passkey_prompt
 from .types import Timings
@@ -84,7 +83,7 @@ def _ask(llm: Llama, n_tokens: int, depth: float, seed: int, name: str) -> _Resu
 
     stats = llm.stats()
     if stats is None:
-        bytes_resident = llm.n_ctx() * kv_bytes_per_token(llm._model, "f16", "f16")
+        bytes_resident = llm.n_ctx() * llm.kv_bytes_per_token()
     else:
         bytes_resident = stats.bytes_resident
     return _Result(

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core, chat
+from ._sizes import kv_bytes_per_token
 from ._text import TextStream
 from ._threads import default_n_threads
 from .config import InfLLMConfig, InfLLMStats
@@ -178,6 +179,7 @@ class Llama:
         self._tokens: list[int] = []  # stored tokens; the memory is right where the two disagree, see _sync
         self._has_logits = False
         self._seed = seed
+        self._kv_types = (type_k, type_v)
         self._trace: TraceCallback | None = None
         self._model_or_none: _core.Model | None = None
         self._ctx_or_none: _core.Context | None = None
@@ -286,6 +288,10 @@ class Llama:
     def n_embd(self) -> int:
         """Size of an embedding."""
         return self._model.n_embd()
+
+    def kv_bytes_per_token(self) -> float:
+        """Bytes of K and V of one token in all layers."""
+        return kv_bytes_per_token(self._model, *self._kv_types)
 
     def token_bos(self) -> int:
         """Token that begins a text; -1 if there is none."""

@@ -11,8 +11,8 @@ TASK = (
 )
 FILLER = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 NEEDLE = "The pass key is {key}. Remember it. {key} is the pass key. "
-# a question with its answer begun: after the bare question a small instruct model goes on with prose
-QUESTION = "Question: What is the pass key mentioned in the text? Answer: The pass key is"
+# a small model goes on with prose after the bare "What is the pass key? The pass key is", at any length
+QUESTION = "What was the pass key again? The pass key is"
 
 
 def make_passkey_prompt(
@@ -54,7 +54,6 @@ def make_passkey_prompt(
             + FILLER * n_before
             + NEEDLE.format(key=key)
             + FILLER * (n_filler - n_before)
-            + "\n"
             + QUESTION
         )
 
