@@ -112,8 +112,9 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
 }
 
 uint32_t llama_infllm_n_cells(const llama_infllm_params * params, uint32_t n_ubatch) {
-    return infllm::cell_layout::make(
-            params->n_init, params->n_local, params->block_size, params->max_cached_blocks, n_ubatch).n_cells();
+    const auto cells = infllm::cell_layout::make(
+            params->n_init, params->n_local, params->block_size, params->max_cached_blocks, n_ubatch);
+    return GGML_PAD(cells.n_cells(), 256);
 }
 
 // the context and ubatch size that llama_context will use, see its constructor
@@ -173,9 +174,8 @@ bool llama_infllm_params_resolve(
     // slots that leave room for the rest of the resident buffer within the positions of training
     int64_t n_slot_max = n_max/res.block_size;
     if (res.position == LLAMA_INFLLM_POSITION_INFLLM) {
-        llama_infllm_params rest = res;
-        rest.max_cached_blocks = 0;
-        const int64_t n_rest = llama_infllm_n_cells(&rest, n_ubatch);
+        const int64_t n_rest = infllm::cell_layout::make(
+                res.n_init, res.n_local, res.block_size, 0, n_ubatch).n_cells();
         n_slot_max = (n_ctx_train - n_rest)/res.block_size;
         if (n_rest + res.block_size > n_ctx_train) {
             return fail(::format("n_init = %u and n_local = %u need %u cells with n_ubatch = %u, but the model is trained for "
@@ -211,13 +211,14 @@ bool llama_infllm_params_resolve(
 llama_infllm_scope::llama_infllm_scope(const llama_model & model, llama_context_params & params) {
     last_error.clear();
 
-    if (!request_active) {
+    const bool from_env = !request_active;
+    if (from_env) {
         request = llama_infllm_default_params();
         if (!llama_infllm_params_parse(std::getenv("LLAMA_INFLLM"), &request, &request_active)) {
             last_error = "environment variable LLAMA_INFLLM: " + last_error;
             is_ok      = false;
         }
-        if (request_active && is_ok) {
+        if (request_active) {
             LLAMA_LOG_INFO("%s: InfLLM memory switched on by the environment variable LLAMA_INFLLM\n", __func__);
         }
     }
@@ -226,7 +227,12 @@ llama_infllm_scope::llama_infllm_scope(const llama_model & model, llama_context_
         is_ok = llama_infllm_params_resolve(&model, &params, &request);
 
         if (is_ok && params.flash_attn_type == LLAMA_FLASH_ATTN_TYPE_DISABLED) {
-            is_ok = fail("flash_attn = off does not work with the InfLLM memory: leave it on, or auto");
+            // an unmodified program cannot know: some bindings switch it off by default
+            if (from_env) {
+                LLAMA_LOG_WARN("%s: flash attention was off; the InfLLM memory needs it, so it is switched on\n", __func__);
+            } else {
+                is_ok = fail("flash_attn = off does not work with the InfLLM memory: leave it on, or auto");
+            }
         }
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     }

@@ -27,10 +27,10 @@ enum llama_infllm_position {
 
 struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
-    uint32_t n_local;           // local window, tokens; 0: n_ctx_train/8, at most 4096
+    uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
     uint32_t block_size;        // tokens of a block
-    uint32_t topk;              // blocks selected per layer for every ubatch
-    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk
+    uint32_t topk;              // blocks selected per layer for every ubatch; 0: 16, fewer where n_ctx_train leaves no room
+    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room
     uint32_t repr_topk;         // representative keys of a block, <= block_size
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means
     enum llama_infllm_position position;
@@ -43,7 +43,7 @@ struct llama_infllm_stats {
     uint32_t n_seq;             // sequences that hold tokens
     uint64_t n_tokens;          // tokens held, all sequences
     uint64_t n_tokens_resident; // tokens attention can see without paging, all sequences (of one layer)
-    uint64_t n_blocks;          // blocks in the store, times layers
+    uint64_t n_blocks;          // blocks in the store, times layers; 0 while everything fits the resident buffer
     uint64_t n_slots;           // slots, times layers
     uint64_t bytes_resident;    // K and V of the resident buffer
     uint64_t bytes_repr;        // representative keys
@@ -85,7 +85,8 @@ LLAMA_API bool llama_infllm_params_resolve(
         const struct llama_context_params * cparams,
               struct llama_infllm_params  * params);
 
-// resident cells per sequence for resolved params
+// cells of the resident buffer per sequence for resolved params, padded to a multiple of 256 as the buffer is
+// (a context shorter than that needs, and gets, only n_ctx cells)
 LLAMA_API uint32_t llama_infllm_n_cells(const struct llama_infllm_params * params, uint32_t n_ubatch);
 
 // like llama_init_from_model(), with the InfLLM memory

@@ -169,6 +169,7 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         return std::make_unique<llama_kv_cache_infllm_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
     };
 
+    llama_infllm_set_error("");
     pending = false;
 
     balloc.split_reset();

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""Measure what docs/benchmarks.md states: exactness, retrieval beyond training, speed, memory.
+
+The method and plain llama.cpp run in one process with the same library and threads; what is compared is run
+alternately and medians are given. Everything is printed as Markdown and kept as JSON lines, so parts can be
+run one by one.
+
+    python scripts/bench.py exact
+    python scripts/bench.py speed memory --lengths 8192,32768
+    python scripts/bench.py passkey --lengths 8192,16384,32768 --depths 10
+    python scripts/bench.py passkey --plain --lengths 16384 --depths 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import pydoc_data.topics
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infllm_cpp import InfLLMConfig, Llama
+from infllm_cpp.models import fetch
+from infllm_cpp.passkey import is_right, make_passkey_prompt
+
+
+def prose(llm: Llama, n_tokens: int) -> list[int]:
+    """Real English: Python's own language reference, as far as it goes, then again."""
+    text = "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
+    tokens = llm.tokenize(text)
+    return (tokens * (n_tokens // len(tokens) + 1))[:n_tokens]
+
+
+def load(args: argparse.Namespace, n_ctx: int, method: bool) -> Llama:
+    return Llama(
+        args.model,
+        n_ctx=n_ctx,
+        n_threads=args.threads,
+        n_ubatch=512,
+        infllm=InfLLMConfig(**json.loads(args.infllm)) if method else None,
+    )
+
+
+def show(progress: str) -> None:
+    print(f"\r{progress:70}", end="", file=sys.stderr, flush=True)
+
+
+def prefill_speed(llm: Llama, tokens: list[int], name: str) -> float:
+    begin = time.perf_counter()
+    llm.eval(tokens, progress=lambda done, total: show(f"{name}: {done} of {total} tokens"))
+    return len(tokens) / (time.perf_counter() - begin)
+
+
+def decode_speed(llm: Llama, n: int) -> tuple[float, list[int], list[Any]]:
+    """tok/s of greedy decoding, the tokens, and the logits before each of them."""
+    tokens, logits = [], []
+    begin = time.perf_counter()
+    for _ in range(n):
+        logits.append(np.array(llm.logits))
+        tokens.append(int(logits[-1].argmax()))
+        llm.eval(tokens[-1:])
+    return n / (time.perf_counter() - begin), tokens, logits
+
+
+def bench_exact(args: argparse.Namespace, report: Callable[..., None]) -> None:
+    """Text that fits the resident buffer: the same logits, and nothing slower."""
+    n_prompt, n_decode = 2048, 64
+    # a context that could outgrow the resident buffer, so that all of the method is in the graph
+    with load(args, 32768, True) as on, load(args, 4096, False) as off:
+        tokens = prose(on, n_prompt)
+        prefill: dict[bool, list[float]] = {True: [], False: []}
+        decode: dict[bool, list[float]] = {True: [], False: []}
+        diff, same = 0.0, True
+        for i in range(args.repeats):
+            out = {}
+            for method in (True, False) if i % 2 else (False, True):
+                llm = on if method else off
+                llm.reset()
+                prefill[method].append(prefill_speed(llm, tokens, f"exact, run {i + 1}"))
+                speed, *out[method] = decode_speed(llm, n_decode)
+                decode[method].append(speed)
+            same &= out[True][0] == out[False][0]
+            diff = max(diff, float(np.abs(np.array(out[True][1]) - np.array(out[False][1])).max()))
+        for what, speeds in (("prefill", prefill), ("decode", decode)):
+            a, b = statistics.median(speeds[True]), statistics.median(speeds[False])
+            report("exact", what=what, n_tokens=n_prompt, method_tok_s=a, plain_tok_s=b, ratio=a / b)
+        report("exact", what="logits", n_tokens=n_prompt + n_decode, greedy_same=same, max_abs_diff=diff)
+
+
+def bench_speed(args: argparse.Namespace, report: Callable[..., None]) -> None:
+    """Prefill and decode at depths; plain llama.cpp and the method in turn."""
+    for method in (True, False):
+        with load(args, max(args.lengths) + 256, method) as llm:
+            name = "method" if method else "plain"
+            tokens = prose(llm, max(args.lengths))
+            seconds, done = 0.0, 0
+            for n in sorted(args.lengths):
+                begin = time.perf_counter()
+                prefill_speed(llm, tokens[done:n], f"speed, {name}, to {n}")
+                seconds, done = seconds + time.perf_counter() - begin, n
+                speeds = []
+                for _ in range(args.repeats):
+                    speeds.append(decode_speed(llm, 16)[0])
+                    llm.truncate(n)
+                report(
+                    "speed",
+                    memory=name,
+                    n_tokens=n,
+                    prefill_tok_s=n / seconds,
+                    decode_tok_s=statistics.median(speeds),
+                )
+
+
+def bench_memory(args: argparse.Namespace, report: Callable[..., None]) -> None:
+    with load(args, max(args.lengths) + 256, True) as llm:
+        tokens = prose(llm, max(args.lengths))
+        done = 0
+        for n in sorted(args.lengths):
+            prefill_speed(llm, tokens[done:n], f"memory, to {n}")
+            done = n
+            s = llm.stats()
+            assert s is not None
+            report(
+                "memory",
+                n_tokens=n,
+                resident_bytes=s.bytes_resident,
+                repr_bytes=s.bytes_repr,
+                store_bytes=s.bytes_store,
+                store_over_kv=s.bytes_store / s.bytes_store_kv if s.bytes_store_kv else 1.0,
+                plain_kv_bytes=n * llm.kv_bytes_per_token(),
+            )
+
+
+def bench_passkey(args: argparse.Namespace, report: Callable[..., None]) -> None:
+    name = "plain" if args.plain else "method"
+    for n in args.lengths:
+        with load(args, n + 32, not args.plain) as llm:
+            right = 0
+            # the deepest first: the next prompt begins with what is stored already
+            depths = sorted(((i + 0.5) / args.depths for i in range(args.depths)), reverse=True)
+            for i, depth in enumerate(depths):
+                tokens, key = make_passkey_prompt(llm.tokenize, n, depth, seed=i)
+                out = llm.create_completion(
+                    tokens,
+                    max_tokens=8,
+                    temperature=0,
+                    progress=lambda done, total, n=n, i=i: show(
+                        f"passkey {n}, {i + 1} of {args.depths}: {done}"
+                    ),
+                )
+                answer = out["choices"][0]["text"]
+                right += is_right(answer, key)
+                report("passkey_answer", memory=name, n_tokens=n, depth=depth, key=key, answer=answer)
+            report("passkey", memory=name, n_tokens=n, n_right=right, n_depths=args.depths)
+
+
+PARTS = {"exact": bench_exact, "speed": bench_speed, "memory": bench_memory, "passkey": bench_passkey}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("parts", nargs="+", choices=PARTS)
+    parser.add_argument("-m", "--model", type=Path, default=None, help="GGUF model; default: the demo model")
+    parser.add_argument("-t", "--threads", type=int, default=2)
+    parser.add_argument(
+        "--lengths", type=lambda s: [int(x) for x in s.split(",")], default=[8192, 16384, 32768]
+    )
+    parser.add_argument("--depths", type=int, default=10)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--plain", action="store_true", help="passkey with plain llama.cpp")
+    parser.add_argument("--infllm", default="{}", help='parameters of the method, JSON: {"topk": 8}')
+    parser.add_argument("--json", type=Path, default=Path("bench.jsonl"), help="JSON lines are appended here")
+    args = parser.parse_args()
+    args.model = args.model or fetch()
+
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {args.threads} threads"
+    header: list[str] = []
+
+    def report(part: str, **values: Any) -> None:
+        show("")
+        print("\r", end="", file=sys.stderr)
+        with args.json.open("a") as file:
+            file.write(
+                json.dumps({"part": part, "date": str(date.today()), "machine": machine, **values}) + "\n"
+            )
+        if header != list(values):
+            header[:] = list(values)
+            print("\n| part | " + " | ".join(values) + " |\n" + "|---" * (len(values) + 1) + "|")
+        cells = (f"{v:.4g}" if isinstance(v, float) else str(v).strip() for v in values.values())
+        print(f"| {part} | " + " | ".join(cells) + " |", flush=True)
+
+    print(f"{date.today()}, {machine}, {args.model.name}, method {args.infllm}")
+    for part in args.parts:
+        PARTS[part](args, report)
+
+
+if __name__ == "__main__":
+    main()
