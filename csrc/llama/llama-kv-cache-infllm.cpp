@@ -755,6 +755,11 @@ void llama_kv_cache_infllm::rotate_cells(
 }
 
 void llama_kv_cache_infllm::rotate_rows(const layer & l, uint8_t * data, uint32_t n, const infllm::rotation & rot) {
+    if (l.k->type == GGML_TYPE_F16 &&
+            rot.apply_f16(reinterpret_cast<uint16_t *>(data), n*l.n_head_kv, l.n_embd_head_k)) {
+        return;
+    }
+
     rows.resize(size_t(n)*l.k->ne[0]);
     llama_infllm_to_f32(l.k->type, data, rows.data(), rows.size());
     rot.apply(rows.data(), n*l.n_head_kv, l.n_embd_head_k);
