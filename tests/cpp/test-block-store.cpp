@@ -1,0 +1,190 @@
+// the block store: limits, failing memory, references, and memory given back
+
+#include "block-store.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <set>
+
+using infllm::block_store;
+
+// memory that counts what is taken, and runs out after n_max blocks
+struct counting_memory {
+    size_t n_live  = 0;
+    size_t n_alloc = 0;
+    size_t n_max   = SIZE_MAX;
+
+    block_store::allocator get() {
+        return {
+            [this](size_t size) -> void * {
+                if (n_live >= n_max) {
+                    return nullptr;
+                }
+                n_live++;
+                n_alloc++;
+                return std::malloc(size);
+            },
+            [this](void * data) {
+                n_live--;
+                std::free(data);
+            },
+        };
+    }
+};
+
+TEST(BlockStore, TakesMemoryOneBlockAtATime) {
+    counting_memory mem;
+    block_store store(64, 0, mem.get());
+
+    EXPECT_EQ(mem.n_live, 0u);
+    for (size_t i = 1; i <= 5; ++i) {
+        EXPECT_NE(store.alloc(), block_store::NONE);
+        EXPECT_EQ(mem.n_live, i);
+        EXPECT_EQ(store.n_blocks(), i);
+    }
+}
+
+TEST(BlockStore, BlocksHaveTheirOwnBytes) {
+    block_store store(32, 0);
+
+    const int32_t a = store.alloc();
+    const int32_t b = store.alloc();
+    std::memset(store.data(a), 1, store.block_bytes());
+    std::memset(store.data(b), 2, store.block_bytes());
+
+    for (size_t i = 0; i < store.block_bytes(); ++i) {
+        EXPECT_EQ(store.data(a)[i], 1);
+        EXPECT_EQ(store.data(b)[i], 2);
+    }
+}
+
+TEST(BlockStore, DataStaysWhereItIsWhenTheStoreGrows) {
+    block_store store(16, 0);
+
+    const int32_t   id   = store.alloc();
+    const uint8_t * data = store.data(id);
+    for (int i = 0; i < 1000; ++i) {
+        store.alloc();
+    }
+    EXPECT_EQ(store.data(id), data);
+}
+
+TEST(BlockStore, ReserveIsAllOrNothingAtTheLimit) {
+    counting_memory mem;
+    block_store store(100, 450, mem.get()); // 4 blocks
+
+    ASSERT_NE(store.alloc(), block_store::NONE);
+
+    EXPECT_FALSE(store.reserve(4));
+    EXPECT_EQ(mem.n_live, 1u);
+    EXPECT_EQ(store.n_blocks(), 1u);
+
+    EXPECT_TRUE(store.reserve(3));
+    EXPECT_EQ(mem.n_live, 4u);
+    EXPECT_EQ(store.n_blocks(), 1u); // memory, but no blocks yet
+
+    for (int i = 0; i < 3; ++i) {
+        EXPECT_NE(store.alloc(), block_store::NONE);
+    }
+    EXPECT_EQ(store.alloc(), block_store::NONE);
+    EXPECT_EQ(store.n_blocks(), 4u);
+    EXPECT_EQ(mem.n_alloc, 4u); // the reserved memory was used
+}
+
+TEST(BlockStore, ExactLimitCanBeReached) {
+    block_store store(100, 400);
+
+    EXPECT_TRUE (store.reserve(4));
+    EXPECT_FALSE(store.reserve(5));
+}
+
+TEST(BlockStore, ReserveIsAllOrNothingOutOfMemory) {
+    counting_memory mem;
+    mem.n_max = 5;
+    block_store store(64, 0, mem.get());
+
+    ASSERT_NE(store.alloc(), block_store::NONE);
+    ASSERT_TRUE(store.reserve(2));
+    EXPECT_EQ(mem.n_live, 3u);
+
+    EXPECT_FALSE(store.reserve(5)); // has memory for 2, finds it for 2 more, not for the last
+    EXPECT_EQ(mem.n_live, 3u);      // what was reserved before is still there
+
+    mem.n_max = 3;
+    EXPECT_NE(store.alloc(), block_store::NONE);
+    EXPECT_NE(store.alloc(), block_store::NONE);
+    EXPECT_EQ(store.alloc(), block_store::NONE);
+    EXPECT_EQ(store.n_blocks(), 3u);
+}
+
+TEST(BlockStore, ReserveAgainTakesNoMoreMemory) {
+    counting_memory mem;
+    block_store store(64, 0, mem.get());
+
+    EXPECT_TRUE(store.reserve(3));
+    EXPECT_TRUE(store.reserve(3));
+    EXPECT_TRUE(store.reserve(1));
+    EXPECT_EQ(mem.n_live, 3u);
+}
+
+TEST(BlockStore, OnlyTheLastReferenceGivesMemoryBack) {
+    counting_memory mem;
+    block_store store(64, 0, mem.get());
+
+    const int32_t id = store.alloc();
+    store.ref(id);
+    store.ref(id);
+
+    store.unref(id);
+    store.unref(id);
+    EXPECT_EQ(store.n_blocks(), 1u);
+    EXPECT_EQ(mem.n_live, 1u);
+
+    store.unref(id);
+    EXPECT_EQ(store.n_blocks(), 0u);
+    EXPECT_EQ(mem.n_live, 0u);
+}
+
+TEST(BlockStore, IdsAreUniqueAndReused) {
+    block_store store(8, 0);
+
+    std::set<int32_t> ids;
+    for (int i = 0; i < 10; ++i) {
+        ids.insert(store.alloc());
+    }
+    EXPECT_EQ(ids.size(), 10u);
+
+    store.unref(3);
+    store.unref(7);
+    const std::set<int32_t> reused = { store.alloc(), store.alloc() };
+    EXPECT_EQ(reused, (std::set<int32_t>{ 3, 7 }));
+    EXPECT_EQ(ids.count(store.alloc()), 0u);
+}
+
+TEST(BlockStore, RoomUnderTheLimitComesBack) {
+    block_store store(100, 200);
+
+    const int32_t a = store.alloc();
+    store.alloc();
+    EXPECT_FALSE(store.reserve(1));
+
+    store.unref(a);
+    EXPECT_TRUE(store.reserve(1));
+    EXPECT_NE(store.alloc(), block_store::NONE);
+}
+
+TEST(BlockStore, DestructorGivesAllMemoryBack) {
+    counting_memory mem;
+    {
+        block_store store(64, 0, mem.get());
+        const int32_t id = store.alloc();
+        store.alloc();
+        store.ref(id);
+        store.unref(id);
+        store.reserve(5);
+        EXPECT_EQ(mem.n_live, 7u);
+    }
+    EXPECT_EQ(mem.n_live, 0u);
+}

@@ -1,0 +1,155 @@
+// the representative key of a block, against brute force
+
+#include "representatives.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+
+using infllm::representative_key;
+using infllm::rotation;
+
+namespace {
+
+constexpr uint32_t N_TOKEN   = 12;
+constexpr uint32_t N_HEAD_KV = 3;
+constexpr uint32_t N_EMBD    = 8;
+
+std::vector<float> random_vector(size_t n, uint32_t seed) {
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> res(n);
+    for (auto & x : res) {
+        x = normal(rng);
+    }
+    return res;
+}
+
+rotation make_rotation(double dist) {
+    rotation rot;
+    for (uint32_t i = 0; i < N_EMBD/2; ++i) {
+        const double a = dist*std::pow(100.0, -2.0*i/N_EMBD);
+        rot.cs.push_back(float(std::cos(a)));
+        rot.cs.push_back(float(std::sin(a)));
+    }
+    return rot;
+}
+
+float dot(const float * a, const float * b) {
+    return std::inner_product(a, a + N_EMBD, b, 0.0f);
+}
+
+// score(m, h) as given; mean of the keys of the n best tokens of each head
+template <typename F>
+std::vector<float> brute_force(const std::vector<float> & k, uint32_t n_best, F score) {
+    std::vector<float> res(N_HEAD_KV*N_EMBD, 0.0f);
+    for (uint32_t h = 0; h < N_HEAD_KV; ++h) {
+        std::vector<uint32_t> order(N_TOKEN);
+        std::iota(order.begin(), order.end(), 0);
+        std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return score(a, h) > score(b, h); });
+        for (uint32_t j = 0; j < n_best; ++j) {
+            for (uint32_t i = 0; i < N_EMBD; ++i) {
+                res[h*N_EMBD + i] += k[(order[j]*N_HEAD_KV + h)*N_EMBD + i]/float(n_best);
+            }
+        }
+    }
+    return res;
+}
+
+void expect_near(const std::vector<float> & a, const std::vector<float> & b, float tol = 1e-4f) {
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+        ASSERT_NEAR(a[i], b[i], tol) << "at " << i;
+    }
+}
+
+} // namespace
+
+TEST(RepresentativeKey, EqualsBruteForce) {
+    const auto k = random_vector(N_TOKEN*N_HEAD_KV*N_EMBD, 1);
+    const auto q = random_vector(N_HEAD_KV*N_EMBD, 2);
+
+    for (uint32_t n_best : { 1u, 4u, N_TOKEN }) {
+        std::vector<float> out(N_HEAD_KV*N_EMBD, 99.0f);
+        representative_key(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, n_best, {}, out.data());
+
+        expect_near(out, brute_force(k, n_best, [&](uint32_t m, uint32_t h) {
+            return dot(&q[h*N_EMBD], &k[(m*N_HEAD_KV + h)*N_EMBD]);
+        }));
+    }
+}
+
+TEST(RepresentativeKey, EveryHeadChoosesItsOwnTokens) {
+    // head h: the query is e_h, and only token 2*h has a key along it
+    std::vector<float> k(N_TOKEN*N_HEAD_KV*N_EMBD, 0.0f);
+    std::vector<float> q(N_HEAD_KV*N_EMBD, 0.0f);
+    for (uint32_t h = 0; h < N_HEAD_KV; ++h) {
+        q[h*N_EMBD + h] = 1.0f;
+        k[(2*h*N_HEAD_KV + h)*N_EMBD + h] = 5.0f + float(h);
+    }
+
+    std::vector<float> out(N_HEAD_KV*N_EMBD);
+    representative_key(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, 1, {}, out.data());
+    for (uint32_t h = 0; h < N_HEAD_KV; ++h) {
+        for (uint32_t i = 0; i < N_EMBD; ++i) {
+            EXPECT_EQ(out[h*N_EMBD + i], i == h ? 5.0f + float(h) : 0.0f);
+        }
+    }
+}
+
+// InfLLM's score, the mean of q_i . k_m over the queries that follow, chooses the same tokens as the sum of the queries
+TEST(RepresentativeKey, SumOfQueriesStandsForTheMeanOfScores) {
+    const uint32_t n_query = 50;
+
+    const auto k       = random_vector(N_TOKEN*N_HEAD_KV*N_EMBD, 3);
+    const auto queries = random_vector(n_query*N_HEAD_KV*N_EMBD, 4);
+
+    std::vector<float> q(N_HEAD_KV*N_EMBD, 0.0f);
+    for (uint32_t i = 0; i < n_query; ++i) {
+        for (uint32_t j = 0; j < q.size(); ++j) {
+            q[j] += queries[i*q.size() + j];
+        }
+    }
+
+    std::vector<float> out(q.size());
+    representative_key(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, 4, {}, out.data());
+
+    expect_near(out, brute_force(k, 4, [&](uint32_t m, uint32_t h) {
+        float mean = 0.0f;
+        for (uint32_t i = 0; i < n_query; ++i) {
+            mean += dot(&queries[(i*N_HEAD_KV + h)*N_EMBD], &k[(m*N_HEAD_KV + h)*N_EMBD])/n_query;
+        }
+        return mean;
+    }));
+}
+
+// tokens are chosen by rotated keys and queries, but the key that comes out has no rotation left
+TEST(RepresentativeKey, UndoesTheRotation) {
+    const auto plain = random_vector(N_TOKEN*N_HEAD_KV*N_EMBD, 5);
+    const auto q     = random_vector(N_HEAD_KV*N_EMBD, 6);
+
+    auto rotated = plain;
+    std::vector<rotation> undo;
+    for (uint32_t m = 0; m < N_TOKEN; ++m) {
+        const auto rot = make_rotation(1000 + m);
+        rot.apply(&rotated[m*N_HEAD_KV*N_EMBD], N_HEAD_KV, N_EMBD);
+        undo.push_back(rot.inverse());
+    }
+
+    std::vector<float> out(q.size());
+    representative_key(rotated.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, 4, undo, out.data());
+
+    const auto expected = brute_force(plain, 4, [&](uint32_t m, uint32_t h) {
+        return dot(&q[h*N_EMBD], &rotated[(m*N_HEAD_KV + h)*N_EMBD]);
+    });
+    expect_near(out, expected);
+
+    // the rotation does change the choice here, or this test would not see which keys are scored
+    const auto by_plain = brute_force(plain, 4, [&](uint32_t m, uint32_t h) {
+        return dot(&q[h*N_EMBD], &plain[(m*N_HEAD_KV + h)*N_EMBD]);
+    });
+    EXPECT_NE(expected, by_plain);
+}

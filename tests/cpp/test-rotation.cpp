@@ -1,0 +1,146 @@
+// rotations: pairing of the dimensions, composition, inverse
+
+#include "rotation.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+
+using infllm::rotation;
+
+namespace {
+
+double theta(uint32_t pair, uint32_t n_rot) {
+    return std::pow(10000.0, -2.0*pair/n_rot);
+}
+
+rotation make_rotation(bool neox, uint32_t n_rot, double dist) {
+    rotation rot;
+    rot.neox = neox;
+    for (uint32_t i = 0; i < n_rot/2; ++i) {
+        rot.cs.push_back(float(std::cos(dist*theta(i, n_rot))));
+        rot.cs.push_back(float(std::sin(dist*theta(i, n_rot))));
+    }
+    return rot;
+}
+
+std::vector<float> random_vector(size_t n, uint32_t seed) {
+    std::mt19937 rng(seed);
+    std::normal_distribution<float> normal;
+    std::vector<float> res(n);
+    for (auto & x : res) {
+        x = normal(rng);
+    }
+    return res;
+}
+
+void expect_near(const std::vector<float> & a, const std::vector<float> & b, float tol = 1e-4f) {
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); ++i) {
+        ASSERT_NEAR(a[i], b[i], tol) << "at " << i;
+    }
+}
+
+} // namespace
+
+class Rotation : public testing::TestWithParam<bool> {}; // neox
+
+INSTANTIATE_TEST_SUITE_P(Pairing, Rotation, testing::Bool(), [](const auto & info) { return info.param ? "Neox" : "Norm"; });
+
+TEST_P(Rotation, PairsTheRightDimensions) {
+    const bool neox = GetParam();
+
+    for (uint32_t n_rot : { 2, 8, 12, 16 }) { // up to n_embd_head
+        const uint32_t n_embd_head = 16;
+        const uint32_t n_vec       = 3;
+
+        const auto x0 = random_vector(n_vec*n_embd_head, n_rot);
+        auto x = x0;
+        make_rotation(neox, n_rot, 7).apply(x.data(), n_vec, n_embd_head);
+
+        auto expected = x0;
+        for (uint32_t v = 0; v < n_vec; ++v) {
+            for (uint32_t i = 0; i < n_rot/2; ++i) {
+                const uint32_t i0 = v*n_embd_head + (neox ? i           : 2*i);
+                const uint32_t i1 = v*n_embd_head + (neox ? i + n_rot/2 : 2*i + 1);
+                const double   a  = 7*theta(i, n_rot);
+                expected[i0] = float(x0[i0]*std::cos(a) - x0[i1]*std::sin(a));
+                expected[i1] = float(x0[i0]*std::sin(a) + x0[i1]*std::cos(a));
+            }
+        }
+        expect_near(x, expected);
+    }
+}
+
+TEST_P(Rotation, LeavesTheOtherDimensionsAlone) {
+    const auto x0 = random_vector(2*24, 1);
+    auto x = x0;
+    make_rotation(GetParam(), 8, 3).apply(x.data(), 2, 24);
+
+    for (uint32_t i = 0; i < x.size(); ++i) {
+        if (i%24 >= 8) {
+            EXPECT_EQ(x[i], x0[i]);
+        } else {
+            EXPECT_NE(x[i], x0[i]);
+        }
+    }
+}
+
+TEST_P(Rotation, CompositionAddsDistances) {
+    const bool neox = GetParam();
+
+    const auto sum = make_rotation(neox, 16, 11)*make_rotation(neox, 16, -30);
+    EXPECT_EQ(sum.neox, neox);
+    expect_near(sum.cs, make_rotation(neox, 16, -19).cs);
+
+    // and is what one gets by applying one after the other
+    auto x = random_vector(20, 2);
+    auto y = x;
+    make_rotation(neox, 16, -30).apply(x.data(), 1, 20);
+    make_rotation(neox, 16,  11).apply(x.data(), 1, 20);
+    sum.apply(y.data(), 1, 20);
+    expect_near(x, y);
+}
+
+TEST_P(Rotation, InverseUndoes) {
+    const bool neox = GetParam();
+    const auto rot  = make_rotation(neox, 16, 123);
+
+    expect_near(rot.inverse().cs, make_rotation(neox, 16, -123).cs);
+
+    const auto x0 = random_vector(16*5, 3);
+    auto x = x0;
+    rot.apply(x.data(), 5, 16);
+    rot.inverse().apply(x.data(), 5, 16);
+    expect_near(x, x0);
+}
+
+TEST_P(Rotation, ScoresDependOnTheDistanceOnly) {
+    const bool neox = GetParam();
+
+    const auto score = [&](double pos_q, double pos_k) {
+        auto q = random_vector(16, 4);
+        auto k = random_vector(16, 5);
+        make_rotation(neox, 16, pos_q).apply(q.data(), 1, 16);
+        make_rotation(neox, 16, pos_k).apply(k.data(), 1, 16);
+        float sum = 0.0f;
+        for (int i = 0; i < 16; ++i) {
+            sum += q[i]*k[i];
+        }
+        return sum;
+    };
+
+    EXPECT_NEAR(score(100, 60), score(40, 0), 1e-3f);
+    EXPECT_GT(std::abs(score(100, 60) - score(100, 0)), 1e-2f);
+}
+
+TEST(RotationEmpty, DoesNothing) {
+    const rotation rot;
+    EXPECT_TRUE(rot.empty());
+
+    const auto x0 = random_vector(8, 6);
+    auto x = x0;
+    rot.apply(x.data(), 1, 8);
+    EXPECT_EQ(x, x0);
+}
