@@ -39,7 +39,6 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     cells(infllm::cell_layout::make(
         prm.infllm.n_init, prm.infllm.n_local, prm.infllm.block_size, prm.infllm.max_cached_blocks, prm.n_ubatch)),
     remap(prm.infllm.position == LLAMA_INFLLM_POSITION_INFLLM),
-    n_ctx_train(model.hparams.n_ctx_train),
     n_block_max(n_block_ctx(prm, cells)),
     n_chunk(cells.n_cells()/cells.block_size + 2) {
 
@@ -101,7 +100,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
             const auto it = std::find_if(ropes.begin(), ropes.end(), [&](const auto & t) { return t.rope == rope; });
             l.rope = it - ropes.begin();
             if (it == ropes.end()) {
-                std::vector<llama_pos> pos_block(std::max(n_block_max, n_ctx_train/cells.block_size) + 1);
+                std::vector<llama_pos> pos_block(n_block_max + 1);
                 for (uint32_t b = 0; b < pos_block.size(); ++b) {
                     pos_block[b] = cells.block_pos(b);
                 }
@@ -527,8 +526,8 @@ void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
     if (can_page()) {
         offload(cur.seq_id, cells.n_offload(p0, p1));
 
-        // the ring must not reach the positions beyond training: move it back behind the slots
-        if (remap && p1 - seq.shift*cells.block_size > n_ctx_train) {
+        // the model sees as many positions as there are cells: when the ring reaches the end, move it back behind the slots
+        if (remap && p1 - seq.shift*cells.block_size > cells.n_cells()) {
             reshift(cur.seq_id, p0, seq.n_offload() - cells.n_slot);
         }
 

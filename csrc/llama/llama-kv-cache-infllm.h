@@ -194,7 +194,6 @@ private:
     const infllm::cell_layout cells;
 
     const bool     remap;       // position = "infllm"
-    const uint32_t n_ctx_train; // positions that the model may see when remap
     const uint32_t n_block_max; // of a sequence, padded; 0 if nothing can be offloaded
     const uint32_t n_chunk;     // blocks of positions with a query sum not yet stored, at most
 
