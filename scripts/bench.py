@@ -21,7 +21,8 @@ import pydoc_data.topics
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -50,13 +51,19 @@ def load(args: argparse.Namespace, n_ctx: int, method: bool) -> Llama:
     )
 
 
-def show(progress: str) -> None:
-    print(f"\r{progress:70}", end="", file=sys.stderr, flush=True)
+@contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    def update(done: int, total: int) -> None:
+        print(f"\r{label}: {done} of {total} tokens", end="", file=sys.stderr, flush=True)
+
+    yield update
+    print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def prefill_speed(llm: Llama, tokens: list[int], name: str) -> float:
     begin = time.perf_counter()
-    llm.eval(tokens, progress=lambda done, total: show(f"{name}: {done} of {total} tokens"))
+    with progress(name) as update:
+        llm.eval(tokens, progress=update)
     return len(tokens) / (time.perf_counter() - begin)
 
 
@@ -149,14 +156,9 @@ def bench_passkey(args: argparse.Namespace, report: Callable[..., None]) -> None
             depths = sorted(((i + 0.5) / args.depths for i in range(args.depths)), reverse=True)
             for i, depth in enumerate(depths):
                 tokens, key = make_passkey_prompt(llm.tokenize, n, depth, seed=i)
-                out = llm.create_completion(
-                    tokens,
-                    max_tokens=8,
-                    temperature=0,
-                    progress=lambda done, total, n=n, i=i: show(
-                        f"passkey {n}, {i + 1} of {args.depths}: {done}"
-                    ),
-                )
+                label = f"passkey {n}, {i + 1} of {args.depths}"
+                with progress(label) as update:
+                    out = llm.create_completion(tokens, max_tokens=8, temperature=0, progress=update)
                 answer = out["choices"][0]["text"]
                 right += is_right(answer, key)
                 report("passkey_answer", memory=name, n_tokens=n, depth=depth, key=key, answer=answer)
@@ -188,8 +190,6 @@ def main() -> None:
     header: list[str] = []
 
     def report(part: str, **values: Any) -> None:
-        show("")
-        print("\r", end="", file=sys.stderr)
         with args.json.open("a") as file:
             file.write(
                 json.dumps({"part": part, "date": str(date.today()), "machine": machine, **values}) + "\n"

@@ -50,11 +50,7 @@ def make_passkey_prompt(
     def make(n_filler: int) -> list[int]:
         n_before = round(depth * n_filler)
         return tokenize(
-            TASK
-            + FILLER * n_before
-            + NEEDLE.format(key=key)
-            + FILLER * (n_filler - n_before)
-            + QUESTION
+            TASK + FILLER * n_before + NEEDLE.format(key=key) + FILLER * (n_filler - n_before) + QUESTION
         )
 
     n_bare = len(make(0))
