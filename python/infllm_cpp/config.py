@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -149,7 +150,7 @@ class InfLLMStats:
     n_selected: int
     n_hit: int
     n_page_in: int
-    layers: tuple[InfLLMStats, ...] = ()
+    layers: tuple[InfLLMStats, ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
     def _from_core(cls, stats: _core.InfLLMStats, layers: tuple[InfLLMStats, ...] = ()) -> InfLLMStats:
