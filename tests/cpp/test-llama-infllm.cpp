@@ -1,0 +1,826 @@
+// The InfLLM memory end to end, on the model that the environment variable INFLLM_TEST_MODEL names. Budgets are small:
+// 128 resident cells, so that few tokens page.
+
+#include "llama-infllm.h"
+#include "llama.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace {
+
+constexpr uint32_t N_UBATCH = 16;
+constexpr uint32_t N_CTX    = 512;
+constexpr uint32_t N_CELLS  = 128;  // 8 init + 8 slots*8 + ring of 32 + 8 + 16
+constexpr uint32_t N_ALLOC  = 256;  // cells that are allocated: padded
+constexpr uint32_t N_TRAIN  = 160;  // training length of small_model: positions are shifted back within N_CTX
+
+// keys that are rotated there and back in F16 differ a little
+constexpr float TOL_ROTATED = 0.5f;
+
+llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_POSITION_TRUE) {
+    auto prm = llama_infllm_default_params();
+    prm.n_init            = 8;
+    prm.n_local           = 32;
+    prm.block_size        = 8;
+    prm.topk              = 4;
+    prm.max_cached_blocks = 8;
+    prm.n_score           = 8;
+    prm.position          = position;
+    return prm;
+}
+
+llama_context_params context_params() {
+    auto cprm = llama_context_default_params();
+    cprm.n_ctx           = N_CTX;
+    cprm.n_batch         = N_CTX;
+    cprm.n_ubatch        = N_UBATCH;
+    cprm.n_threads       = 1;
+    cprm.n_threads_batch = 1;
+    cprm.no_perf         = true;
+    cprm.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    return cprm;
+}
+
+struct context_deleter {
+    void operator()(llama_context * ctx) const { llama_free(ctx); }
+};
+using context_ptr = std::unique_ptr<llama_context, context_deleter>;
+
+struct model_deleter {
+    void operator()(llama_model * model) const { llama_model_free(model); }
+};
+using model_ptr = std::unique_ptr<llama_model, model_deleter>;
+
+using tokens_t = std::vector<llama_token>;
+using logits_t = std::vector<float>;
+
+float max_diff(const logits_t & a, const logits_t & b) {
+    EXPECT_EQ(a.size(), b.size());
+    float res = a.empty() || a.size() != b.size() ? INFINITY : 0.0f;
+    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+        const float d = std::fabs(a[i] - b[i]);
+        res = d <= res ? res : d; // NaN wins
+    }
+    return res;
+}
+
+bool all_finite(const logits_t & logits) {
+    return !logits.empty() && std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); });
+}
+
+llama_token argmax(const logits_t & logits) {
+    return llama_token(std::max_element(logits.begin(), logits.end()) - logits.begin());
+}
+
+uint32_t n_tokens(const llama_context * ctx, llama_seq_id seq_id = 0) {
+    return uint32_t(llama_memory_seq_pos_max(llama_get_memory(ctx), seq_id) + 1);
+}
+
+llama_infllm_stats get_stats(const llama_context * ctx, int32_t il = -1) {
+    llama_infllm_stats stats = {};
+    EXPECT_TRUE(llama_infllm_get_stats(ctx, il, &stats));
+    return stats;
+}
+
+// blocks that a sequence has offloaded, had its last ubatch the positions [p0, p1)
+uint32_t n_blocks(uint32_t p0, uint32_t p1) {
+    return p1 <= N_CELLS ? 0 : (p0 - 32 - 8)/8;
+}
+
+} // namespace
+
+class Infllm : public testing::Test {
+protected:
+    static void SetUpTestSuite() {
+        const char * path = std::getenv("INFLLM_TEST_MODEL");
+        if (!path || !*path) {
+            return;
+        }
+
+        llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr); // many tests cause errors on purpose
+        llama_backend_init();
+
+        auto mprm = llama_model_default_params();
+        mprm.n_gpu_layers = 0;
+        model.reset(llama_model_load_from_file(path, mprm));
+        ASSERT_TRUE(model) << "failed to load INFLLM_TEST_MODEL = " << path;
+
+        char arch[64] = "";
+        llama_model_meta_val_str(model.get(), "general.architecture", arch, sizeof(arch));
+
+        llama_model_kv_override overrides[2] = {};
+        snprintf(overrides[0].key, sizeof(overrides[0].key), "%s.context_length", arch);
+        overrides[0].tag     = LLAMA_KV_OVERRIDE_TYPE_INT;
+        overrides[0].val_i64 = N_TRAIN;
+        mprm.kv_overrides = overrides;
+        small_model.reset(llama_model_load_from_file(path, mprm));
+        ASSERT_TRUE(small_model);
+        ASSERT_EQ(llama_model_n_ctx_train(small_model.get()), int32_t(N_TRAIN));
+    }
+
+    static void TearDownTestSuite() {
+        model.reset();
+        small_model.reset();
+    }
+
+    void SetUp() override {
+        if (!model) {
+            ASSERT_EQ(std::getenv("CI"), nullptr) << "INFLLM_TEST_MODEL must name a GGUF file in CI";
+            GTEST_SKIP() << "set INFLLM_TEST_MODEL to a small GGUF file to run this test";
+        }
+    }
+
+    static context_ptr make_plain() {
+        return context_ptr(llama_init_from_model(model.get(), context_params()));
+    }
+
+    static context_ptr make_infllm(
+            const llama_infllm_params & prm = small_params(), const llama_context_params & cprm = context_params()) {
+        auto * m   = prm.position == LLAMA_INFLLM_POSITION_INFLLM ? small_model.get() : model.get();
+        auto * ctx = llama_infllm_init_from_model(m, cprm, prm);
+        EXPECT_NE(ctx, nullptr) << llama_infllm_last_error();
+        return context_ptr(ctx);
+    }
+
+    static tokens_t random_tokens(size_t n, uint32_t seed = 1) {
+        std::mt19937 rng(seed);
+        const auto n_vocab = uint32_t(llama_vocab_n_tokens(llama_model_get_vocab(model.get())));
+        tokens_t res(n);
+        for (auto & t : res) {
+            t = llama_token(100 + rng()%(n_vocab - 100));
+        }
+        return res;
+    }
+
+    static int decode(llama_context * ctx, const llama_token * tokens, size_t n, llama_seq_id seq_id = 0, bool all_logits = false) {
+        llama_batch batch = llama_batch_init(int32_t(n), 0, 1);
+        const auto  p0    = llama_pos(n_tokens(ctx, seq_id));
+        for (size_t i = 0; i < n; ++i) {
+            batch.token   [i]    = tokens[i];
+            batch.pos     [i]    = p0 + llama_pos(i);
+            batch.n_seq_id[i]    = 1;
+            batch.seq_id  [i][0] = seq_id;
+            batch.logits  [i]    = all_logits || i + 1 == n;
+        }
+        batch.n_tokens = int32_t(n);
+        const int rc = llama_decode(ctx, batch);
+        llama_batch_free(batch);
+        return rc;
+    }
+
+    // logits of the next token
+    static logits_t feed(llama_context * ctx, const tokens_t & tokens, llama_seq_id seq_id = 0) {
+        const int rc = decode(ctx, tokens.data(), tokens.size(), seq_id);
+        EXPECT_EQ(rc, 0) << llama_infllm_last_error();
+        const float * logits = rc == 0 ? llama_get_logits_ith(ctx, -1) : nullptr;
+        return logits ? logits_t(logits, logits + llama_vocab_n_tokens(llama_model_get_vocab(model.get()))) : logits_t();
+    }
+
+    static tokens_t slice(const tokens_t & tokens, size_t i0, size_t i1) {
+        return tokens_t(tokens.begin() + i0, tokens.begin() + i1);
+    }
+
+    static model_ptr model;
+    static model_ptr small_model; // the same, but trained for N_TRAIN positions only
+};
+
+model_ptr Infllm::model;
+model_ptr Infllm::small_model;
+
+class InfllmPosition : public Infllm, public testing::WithParamInterface<llama_infllm_position> {};
+
+INSTANTIATE_TEST_SUITE_P(Position, InfllmPosition,
+        testing::Values(LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM),
+        [](const auto & info) { return info.param == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm"; });
+
+//
+// attention
+//
+
+TEST_P(InfllmPosition, EqualsPlainWhileItFits) {
+    auto plain  = make_plain();
+    auto infllm = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(plain && infllm);
+    EXPECT_TRUE (llama_infllm_active(infllm.get()));
+    EXPECT_FALSE(llama_infllm_active(plain.get()));
+
+    tokens_t next = random_tokens(100);
+    while (n_tokens(plain.get()) < 110) {
+        const auto a = feed(plain.get(),  next);
+        const auto b = feed(infllm.get(), next);
+        ASSERT_TRUE(all_finite(b));
+        ASSERT_LE(max_diff(a, b), 1e-2f) << "after " << n_tokens(plain.get()) << " tokens";
+        ASSERT_EQ(argmax(a), argmax(b));
+        next = { argmax(a) };
+    }
+    EXPECT_EQ(get_stats(infllm.get()).n_select, 0u);
+    EXPECT_EQ(get_stats(infllm.get()).n_blocks, 0u);
+}
+
+// A random text that repeats itself can only be continued by what was read one period ago. That is beyond the ring, so it has
+// to be found, paged in and attended at the right positions.
+TEST_P(InfllmPosition, ContinuesFromPagedBlocks) {
+    const uint32_t n_period = 64;
+    const uint32_t n_test   = 32;
+
+    const auto period = random_tokens(n_period, 3);
+    tokens_t tokens;
+    for (int i = 0; i < 4; ++i) {
+        tokens.insert(tokens.end(), period.begin(), period.end());
+    }
+
+    // tokens of the last n_test that are predicted
+    const auto n_right = [&](llama_context * ctx) {
+        const size_t n = tokens.size() - n_test;
+        feed(ctx, slice(tokens, 0, n - 1));
+        EXPECT_EQ(decode(ctx, &tokens[n - 1], n_test, 0, true), 0);
+        int res = 0;
+        for (uint32_t i = 0; i < n_test; ++i) {
+            const float * l = llama_get_logits_ith(ctx, int32_t(i));
+            res += argmax(logits_t(l, l + llama_vocab_n_tokens(llama_model_get_vocab(model.get())))) == tokens[n + i];
+        }
+        return res;
+    };
+
+    auto prm = small_params(GetParam());
+    prm.topk              = 8;
+    prm.max_cached_blocks = 12;
+    auto plain  = make_plain();
+    auto infllm = make_infllm(prm);
+    prm.topk              = 1;
+    prm.max_cached_blocks = 1;
+    auto forgetful = make_infllm(prm);
+    ASSERT_TRUE(plain && infllm && forgetful);
+
+    const int n_plain = n_right(plain.get());
+    EXPECT_GE(n_plain, int(n_test)*3/4);
+    EXPECT_GE(n_right(infllm.get()), n_plain*3/4);
+    EXPECT_LE(n_right(forgetful.get()), n_plain/2); // or this test would see nothing
+    EXPECT_GT(get_stats(infllm.get()).n_page_in, 0u);
+}
+
+TEST_P(InfllmPosition, PagesWithBoundedResidentMemory) {
+    auto ctx = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx);
+
+    const auto n_layer = uint32_t(llama_model_n_layer(model.get()));
+    const auto tokens  = random_tokens(300);
+    const auto before  = get_stats(ctx.get());
+    EXPECT_EQ(before.n_layer, n_layer);
+    EXPECT_EQ(before.n_slots, 8*n_layer);
+    EXPECT_EQ(before.n_tokens, 0u);
+    EXPECT_EQ(before.bytes_store, 0u);
+
+    uint64_t bytes_block = 0;
+    uint64_t n_ubatch    = 0; // that page
+    for (uint32_t p = 0; p < tokens.size();) {
+        const uint32_t n = p < 288 ? N_UBATCH : 1; // prompt, then single tokens
+        ASSERT_TRUE(all_finite(feed(ctx.get(), slice(tokens, p, p + n)))) << "at " << p;
+
+        const auto     stats = get_stats(ctx.get());
+        const uint32_t n_blk = n_blocks(p, p + n);
+        p += n;
+        n_ubatch += n_blk > 0;
+
+        ASSERT_EQ(stats.n_seq,    1u);
+        ASSERT_EQ(stats.n_tokens, p);
+        ASSERT_EQ(stats.n_blocks, uint64_t(n_blk)*n_layer);
+        ASSERT_EQ(stats.n_tokens_resident, n_blk == 0 ? p : p - n_blk*8 + 8*8);
+        ASSERT_LE(stats.n_tokens_resident, N_CELLS);
+        ASSERT_EQ(stats.bytes_resident, before.bytes_resident);
+        ASSERT_EQ(stats.bytes_repr,     before.bytes_repr);
+        ASSERT_EQ(stats.n_selected, stats.n_hit + stats.n_page_in);
+        ASSERT_EQ(stats.n_select,   n_ubatch*n_layer);
+        ASSERT_EQ(stats.n_selected, 4*stats.n_select);
+
+        // the store grows by the same number of bytes for every block
+        if (n_blk > 0) {
+            if (bytes_block == 0) {
+                bytes_block = stats.bytes_store/n_blk;
+            }
+            ASSERT_EQ(stats.bytes_store, n_blk*bytes_block);
+        }
+        ASSERT_LE(stats.bytes_store_kv, stats.bytes_store);
+    }
+
+    const auto all = get_stats(ctx.get());
+    EXPECT_GT(all.n_page_in, 0u);
+    EXPECT_GT(all.n_hit,     0u);
+    EXPECT_EQ(all.bytes_store_kv/all.n_blocks, all.bytes_paged_in/all.n_page_in);
+    EXPECT_EQ(all.bytes_store_kv/all.n_blocks, 8*all.bytes_resident/n_layer/N_ALLOC);
+
+    // the layers add up
+    uint64_t n_page_in = 0;
+    for (uint32_t il = 0; il < n_layer; ++il) {
+        n_page_in += get_stats(ctx.get(), int32_t(il)).n_page_in;
+    }
+    EXPECT_EQ(n_page_in, all.n_page_in);
+    llama_infllm_stats none;
+    EXPECT_FALSE(llama_infllm_get_stats(ctx.get(), int32_t(n_layer), &none));
+
+    llama_infllm_reset_stats(ctx.get());
+    const auto reset = get_stats(ctx.get());
+    EXPECT_EQ(reset.n_selected, 0u);
+    EXPECT_EQ(reset.n_blocks, all.n_blocks); // gauges stay
+}
+
+TEST_F(Infllm, ContextIsFullAtNCtx) {
+    auto cprm = context_params();
+    cprm.n_ctx = 256;
+    auto ctx = make_infllm(small_params(), cprm);
+    ASSERT_TRUE(ctx);
+
+    feed(ctx.get(), random_tokens(256u));
+    EXPECT_EQ(n_tokens(ctx.get()), 256u);
+
+    const llama_token token = 100;
+    EXPECT_NE(decode(ctx.get(), &token, 1), 0);
+    EXPECT_NE(std::string(llama_infllm_last_error()).find("n_ctx is 256"), std::string::npos) << llama_infllm_last_error();
+    EXPECT_EQ(n_tokens(ctx.get()), 256u);
+}
+
+TEST_P(InfllmPosition, QuantisedCachesPage) {
+    for (const ggml_type type : { GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        SCOPED_TRACE(ggml_type_name(type));
+
+        auto cprm = context_params();
+        cprm.type_k = type;
+        cprm.type_v = type;
+        auto ctx = make_infllm(small_params(GetParam()), cprm);
+        ASSERT_TRUE(ctx);
+
+        ASSERT_TRUE(all_finite(feed(ctx.get(), random_tokens(200))));
+        EXPECT_GT(get_stats(ctx.get()).n_page_in, 0u);
+
+        const auto n_embd_k = int64_t(llama_model_n_embd(model.get()))/llama_model_n_head(model.get())*
+            llama_model_n_head_kv(model.get());
+        EXPECT_EQ(get_stats(ctx.get(), 0).bytes_resident, 2*N_ALLOC*ggml_row_size(type, n_embd_k));
+    }
+}
+
+//
+// memory operations
+//
+
+TEST_P(InfllmPosition, TruncatedBelowTheBufferIsExact) {
+    auto ctx   = make_infllm(small_params(GetParam()));
+    auto fresh = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx && fresh);
+
+    const auto tokens = random_tokens(250);
+    feed(ctx.get(), tokens);
+    EXPECT_GT(get_stats(ctx.get()).n_blocks, 0u);
+
+    ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 96, -1));
+    EXPECT_EQ(n_tokens(ctx.get()), 96u);
+    EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
+    EXPECT_EQ(get_stats(ctx.get()).bytes_store, 0u);
+    EXPECT_EQ(get_stats(ctx.get()).n_tokens_resident, 96u);
+
+    feed(fresh.get(), slice(tokens, 0, 96));
+
+    const float tol  = GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : TOL_ROTATED;
+    const auto  more = random_tokens(20, 2);
+    EXPECT_LE(max_diff(feed(ctx.get(), more), feed(fresh.get(), more)), tol);
+    EXPECT_LE(max_diff(feed(ctx.get(), { more[0] }), feed(fresh.get(), { more[0] })), tol);
+}
+
+TEST_P(InfllmPosition, TruncatedWhilePagingKeepsPaging) {
+    auto ctx   = make_infllm(small_params(GetParam()));
+    auto fresh = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx && fresh);
+
+    const auto tokens = random_tokens(350);
+    feed(ctx.get(), tokens);
+    for (const uint32_t n : { 304u, 259u, 200u, 150u, 129u }) {
+        ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, llama_pos(n), -1));
+        const auto stats = get_stats(ctx.get());
+        ASSERT_EQ(stats.n_tokens, n);
+        ASSERT_EQ(stats.n_blocks, uint64_t(n_blocks(n, n))*stats.n_layer);
+        ASSERT_LE(stats.n_tokens_resident, N_CELLS);
+        ASSERT_TRUE(all_finite(feed(ctx.get(), slice(tokens, n, n + 1))));
+        ASSERT_EQ(n_tokens(ctx.get()), n + 1);
+    }
+
+    // from here on again, to the same gauges as without the detour
+    feed(ctx.get(),   slice(tokens, 130, 350));
+    feed(fresh.get(), tokens);
+    const auto a = get_stats(ctx.get());
+    const auto b = get_stats(fresh.get());
+    EXPECT_EQ(a.n_tokens,          b.n_tokens);
+    EXPECT_EQ(n_tokens(ctx.get()), 350u);
+    EXPECT_GE(a.n_blocks + b.n_layer*2, b.n_blocks);
+    EXPECT_LE(a.n_blocks, b.n_blocks + b.n_layer*2);
+}
+
+// Whatever came after the truncation point, and whatever it had paged in. With one slot the selection alone says which cell
+// holds which block, so that sums are taken in the same order and nothing may differ.
+TEST_F(Infllm, TruncateAndRepeatGivesTheSameLogits) {
+    auto prm = small_params();
+    prm.topk              = 1;
+    prm.max_cached_blocks = 1;
+
+    auto ctx = make_infllm(prm);
+    ASSERT_TRUE(ctx);
+
+    const auto tokens = random_tokens(200);
+    feed(ctx.get(), slice(tokens, 0, 192));
+    const auto before = feed(ctx.get(), slice(tokens, 192, 200));
+
+    for (const uint32_t n_extra : { 1u, 16u, 100u }) {
+        feed(ctx.get(), random_tokens(n_extra, n_extra));
+        ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 192, -1));
+        const auto after = feed(ctx.get(), slice(tokens, 192, 200));
+        EXPECT_EQ(max_diff(before, after), 0.0f) << n_extra << " further tokens";
+    }
+}
+
+TEST_P(InfllmPosition, RemovingTheMiddleChangesNothing) {
+    auto ctx  = make_infllm(small_params(GetParam()));
+    auto same = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx && same);
+
+    const auto tokens = random_tokens(200);
+    feed(ctx.get(),  tokens);
+    feed(same.get(), tokens);
+
+    auto * mem = llama_get_memory(ctx.get());
+    EXPECT_FALSE(llama_memory_seq_rm(mem, 0, 10, 20));
+    EXPECT_FALSE(llama_memory_seq_rm(mem, 0, 170, 199));
+    EXPECT_FALSE(llama_memory_seq_rm(mem, -1, 0, 100));
+    EXPECT_TRUE (llama_memory_seq_rm(mem, 0, 200, -1)); // nothing is there
+    EXPECT_FALSE(llama_memory_can_shift(mem));
+    llama_memory_seq_add(mem, 0, 100, -1, -50);
+    llama_memory_seq_div(mem, 0, 0, -1, 2);
+
+    EXPECT_EQ(n_tokens(ctx.get()), 200u);
+    EXPECT_EQ(llama_memory_seq_pos_min(mem, 0), 0);
+    EXPECT_EQ(get_stats(ctx.get()).n_blocks, get_stats(same.get()).n_blocks);
+    EXPECT_EQ(max_diff(feed(ctx.get(), { 300 }), feed(same.get(), { 300 })), 0.0f);
+}
+
+TEST_P(InfllmPosition, ClearStartsAnew) {
+    auto ctx   = make_infllm(small_params(GetParam()));
+    auto fresh = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx && fresh);
+
+    for (const bool data : { true, false }) {
+        feed(ctx.get(), random_tokens(150, 2));
+        llama_memory_clear(llama_get_memory(ctx.get()), data);
+        EXPECT_EQ(n_tokens(ctx.get()), 0u);
+        EXPECT_EQ(get_stats(ctx.get()).bytes_store, 0u);
+        EXPECT_EQ(get_stats(ctx.get()).n_seq, 0u);
+    }
+
+    const auto tokens = random_tokens(200);
+    EXPECT_EQ(max_diff(feed(ctx.get(), tokens), feed(fresh.get(), tokens)), 0.0f);
+}
+
+TEST_P(InfllmPosition, InterleavedSequencesAreIndependent) {
+    auto cprm = context_params();
+    cprm.n_ctx     = 2*N_CTX;
+    cprm.n_seq_max = 2;
+
+    auto both = make_infllm(small_params(GetParam()), cprm);
+    ASSERT_TRUE(both);
+
+    const tokens_t tokens[2] = { random_tokens(224, 1), random_tokens(160, 2) };
+    logits_t last[2];
+    for (size_t i = 0; i < 224; i += 32) {
+        for (int s = 0; s < 2; ++s) {
+            if (i < tokens[s].size()) {
+                last[s] = feed(both.get(), slice(tokens[s], i, i + 32), s);
+            }
+        }
+    }
+    EXPECT_EQ(get_stats(both.get()).n_seq, 2u);
+    EXPECT_EQ(get_stats(both.get()).n_tokens, 224u + 160u);
+
+    for (int s = 0; s < 2; ++s) {
+        auto alone = make_infllm(small_params(GetParam()));
+        ASSERT_TRUE(alone);
+        logits_t logits;
+        for (size_t i = 0; i < tokens[s].size(); i += 32) {
+            logits = feed(alone.get(), slice(tokens[s], i, i + 32));
+        }
+        EXPECT_EQ(max_diff(last[s], logits), 0.0f) << "sequence " << s;
+    }
+}
+
+TEST_P(InfllmPosition, CopyContinuesLikeItsSource) {
+    auto cprm = context_params();
+    cprm.n_ctx     = 2*N_CTX;
+    cprm.n_seq_max = 2;
+
+    auto ctx   = make_infllm(small_params(GetParam()), cprm);
+    auto alone = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx && alone);
+
+    const auto tokens = random_tokens(200);
+    const auto more   = random_tokens(40, 2);
+    feed(ctx.get(),   tokens);
+    feed(alone.get(), tokens);
+
+    auto * mem = llama_get_memory(ctx.get());
+    const auto n_stored = get_stats(ctx.get()).n_blocks;
+    llama_memory_seq_cp(mem, 0, 1, -1, -1);
+    EXPECT_EQ(n_tokens(ctx.get(), 1), 200u);
+    EXPECT_EQ(get_stats(ctx.get()).n_blocks, n_stored); // shared
+
+    const auto expected = feed(alone.get(), more);
+    EXPECT_EQ(max_diff(feed(ctx.get(), more, 1), expected), 0.0f);
+    EXPECT_EQ(max_diff(feed(ctx.get(), more, 0), expected), 0.0f);
+
+    // the copy outlives its source
+    EXPECT_TRUE(llama_memory_seq_rm(mem, 0, -1, -1));
+    EXPECT_EQ(n_tokens(ctx.get(), 0), 0u);
+    EXPECT_EQ(max_diff(feed(ctx.get(), { 300 }, 1), feed(alone.get(), { 300 })), 0.0f);
+
+    llama_memory_seq_keep(mem, 0);
+    EXPECT_EQ(get_stats(ctx.get()).bytes_store, 0u);
+}
+
+//
+// failures
+//
+
+TEST_P(InfllmPosition, FullStoreFailsTheBatchOnly) {
+    auto probe = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(probe);
+    feed(probe.get(), random_tokens(196));
+    const auto stats = get_stats(probe.get());
+
+    auto prm = small_params(GetParam());
+    prm.store_max_bytes = stats.bytes_store + 1;
+    auto ctx = make_infllm(prm);
+    ASSERT_TRUE(ctx);
+
+    const auto tokens = random_tokens(296);
+    feed(ctx.get(), slice(tokens, 0, 196));
+    const auto before = get_stats(ctx.get());
+
+    EXPECT_NE(decode(ctx.get(), tokens.data() + 196, 100), 0);
+    const std::string error = llama_infllm_last_error();
+    EXPECT_NE(error.find("store_max_bytes"), std::string::npos) << error;
+    EXPECT_EQ(n_tokens(ctx.get()), 196u);
+    EXPECT_EQ(get_stats(ctx.get()).n_blocks, before.n_blocks);
+
+    // what fits still works: here until the next block leaves
+    EXPECT_TRUE(all_finite(feed(ctx.get(), { 300 })));
+    EXPECT_EQ(n_tokens(ctx.get()), 197u);
+
+    llama_memory_clear(llama_get_memory(ctx.get()), true);
+    EXPECT_TRUE(all_finite(feed(ctx.get(), slice(tokens, 0, 196))));
+    EXPECT_EQ(n_tokens(ctx.get()), 196u);
+}
+
+TEST_P(InfllmPosition, AbortedDecodeLeavesTheLastGoodUbatch) {
+    auto ctx   = make_infllm(small_params(GetParam()));
+    auto fresh = make_infllm(small_params(GetParam()));
+    ASSERT_TRUE(ctx && fresh);
+
+    const auto tokens = random_tokens(290);
+    // 120: the aborted batch begins to page; 250: it goes on, and in position=infllm moves the ring
+    for (const uint32_t n : { 120u, 250u }) {
+        SCOPED_TRACE(n);
+        for (const int n_calls : { 400, 1000 }) {
+            SCOPED_TRACE(n_calls);
+            llama_memory_clear(llama_get_memory(ctx.get()), true);
+            feed(ctx.get(), slice(tokens, 0, n));
+
+            int n_left = n_calls;
+            llama_set_abort_callback(ctx.get(), [](void * data) { return --*static_cast<int *>(data) < 0; }, &n_left);
+            const int rc = decode(ctx.get(), tokens.data() + n, 30);
+            llama_set_abort_callback(ctx.get(), nullptr, nullptr);
+
+            ASSERT_EQ(rc, 2) << "the callback was called " << n_calls - n_left << " times";
+            const uint32_t n_kept = n_tokens(ctx.get());
+            ASSERT_TRUE(n_kept == n || n_kept == n + N_UBATCH) << n_kept;
+            ASSERT_EQ(get_stats(ctx.get()).n_tokens, n_kept);
+
+            const auto logits = feed(ctx.get(), slice(tokens, n_kept, n_kept + 8));
+            ASSERT_TRUE(all_finite(logits));
+            ASSERT_EQ(n_tokens(ctx.get()), n_kept + 8);
+
+            // before paging began all is as it was
+            if (n_kept + 8 <= N_CELLS) {
+                llama_memory_clear(llama_get_memory(fresh.get()), true);
+                feed(fresh.get(), slice(tokens, 0, n_kept));
+                const float tol = GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : TOL_ROTATED;
+                ASSERT_LE(max_diff(logits, feed(fresh.get(), slice(tokens, n_kept, n_kept + 8))), tol);
+            }
+        }
+    }
+}
+
+TEST_F(Infllm, TokensMustFollowOnEachOther) {
+    auto ctx = make_infllm();
+    ASSERT_TRUE(ctx);
+    feed(ctx.get(), random_tokens(10));
+
+    llama_batch batch = llama_batch_init(1, 0, 1);
+    batch.n_tokens = 1;
+    batch.token   [0]    = 300;
+    batch.pos     [0]    = 20;
+    batch.n_seq_id[0]    = 1;
+    batch.seq_id  [0][0] = 0;
+    batch.logits  [0]    = 1;
+    EXPECT_NE(llama_decode(ctx.get(), batch), 0);
+    llama_batch_free(batch);
+
+    EXPECT_EQ(n_tokens(ctx.get()), 10u);
+    EXPECT_TRUE(all_finite(feed(ctx.get(), { 300 })));
+}
+
+//
+// parameters
+//
+
+namespace {
+
+struct bad_case {
+    const char * name;
+    void (*change)(llama_infllm_params &, llama_context_params &);
+    std::vector<const char *> expected; // in the error
+};
+
+std::ostream & operator<<(std::ostream & os, const bad_case & c) { return os << c.name; }
+
+} // namespace
+
+class InfllmBadParams : public Infllm, public testing::WithParamInterface<bad_case> {};
+
+INSTANTIATE_TEST_SUITE_P(Params, InfllmBadParams, testing::Values(
+    bad_case { "TopkAboveSlots",   [](auto & p, auto &) { p.topk = 9; },           { "topk = 9", "max_cached_blocks = 8" } },
+    bad_case { "NoBlockSize",      [](auto & p, auto &) { p.block_size = 0; },     { "block_size = 0", "1 to 4096" } },
+    bad_case { "HugeBlockSize",    [](auto & p, auto &) { p.block_size = 5000; },  { "block_size = 5000", "1 to 4096" } },
+    bad_case { "BlockAboveLocal",  [](auto & p, auto &) { p.block_size = 33; },    { "block_size = 33", "n_local = 32" } },
+    bad_case { "ReprAboveBlock",   [](auto & p, auto &) { p.repr_topk = 9; },      { "repr_topk = 9", "1 to 8" } },
+    bad_case { "NoScore",          [](auto & p, auto &) { p.n_score = 0; },        { "n_score = 0" } },
+    bad_case { "HugeInit",         [](auto & p, auto &) { p.n_init = UINT32_MAX; }, { "n_init = 4294967295" } },
+    bad_case { "UbatchAboveLocal", [](auto &, auto & c) { c.n_ubatch = 128; },     { "n_ubatch = 128", "n_local = 32" } },
+    bad_case { "BadPosition",      [](auto & p, auto &) { p.position = llama_infllm_position(3); }, { "position = 3" } },
+    bad_case { "FlashAttentionOff",
+        [](auto &, auto & c) { c.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED; }, { "flash_attn = off" } },
+    bad_case { "UnsupportedType",
+        [](auto &, auto & c) { c.type_k = GGML_TYPE_Q5_0; }, { "q5_0", "q8_0" } }),
+    [](const auto & info) { return info.param.name; });
+
+TEST_P(InfllmBadParams, AreRefusedByName) {
+    auto prm  = small_params();
+    auto cprm = context_params();
+    GetParam().change(prm, cprm);
+
+    const context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, prm));
+    EXPECT_EQ(ctx, nullptr);
+    const std::string error = llama_infllm_last_error();
+    for (const char * part : GetParam().expected) {
+        EXPECT_NE(error.find(part), std::string::npos) << "no \"" << part << "\" in: " << error;
+    }
+
+    // the next context does not inherit anything
+    EXPECT_NE(make_infllm(), nullptr);
+    EXPECT_STREQ(llama_infllm_last_error(), "");
+}
+
+TEST_F(Infllm, BufferMustFitTheTrainingLength) {
+    auto prm = small_params(LLAMA_INFLLM_POSITION_INFLLM);
+    prm.max_cached_blocks = 13; // 168 cells
+    const context_ptr ctx(llama_infllm_init_from_model(small_model.get(), context_params(), prm));
+    EXPECT_EQ(ctx, nullptr);
+    const std::string error = llama_infllm_last_error();
+    EXPECT_NE(error.find("max_cached_blocks = 13"), std::string::npos) << error;
+    EXPECT_NE(error.find("n_ctx_train = 160"),      std::string::npos) << error;
+}
+
+TEST_F(Infllm, NoModelIsAnError) {
+    EXPECT_EQ(llama_infllm_init_from_model(nullptr, context_params(), small_params()), nullptr);
+    EXPECT_NE(std::string(llama_infllm_last_error()).find("model"), std::string::npos);
+}
+
+TEST_F(Infllm, AutomaticValuesAreResolved) {
+    auto prm  = llama_infllm_default_params();
+    auto cprm = context_params();
+
+    ASSERT_TRUE(llama_infllm_params_resolve(model.get(), &cprm, &prm)) << llama_infllm_last_error();
+    EXPECT_GE(prm.n_local, cprm.n_ubatch);
+    EXPECT_GE(prm.max_cached_blocks, prm.topk);
+    EXPECT_EQ(prm.position, LLAMA_INFLLM_POSITION_TRUE); // n_ctx is below the training length
+
+    prm = small_params(LLAMA_INFLLM_POSITION_AUTO);
+    ASSERT_TRUE(llama_infllm_params_resolve(small_model.get(), &cprm, &prm)) << llama_infllm_last_error();
+    EXPECT_EQ(prm.position, LLAMA_INFLLM_POSITION_INFLLM);
+    EXPECT_EQ(llama_infllm_n_cells(&prm, N_UBATCH), N_ALLOC);
+
+    auto ctx = make_infllm();
+    ASSERT_TRUE(ctx);
+    llama_infllm_params got = {};
+    ASSERT_TRUE(llama_infllm_get_params(ctx.get(), &got));
+    EXPECT_EQ(got.max_cached_blocks, 8u);
+    EXPECT_FALSE(llama_infllm_get_params(make_plain().get(), &got));
+}
+
+TEST(InfllmParse, GoodTexts) {
+    auto prm     = llama_infllm_default_params();
+    bool enabled = false;
+
+    EXPECT_TRUE(llama_infllm_params_parse("1", &prm, &enabled));
+    EXPECT_TRUE(enabled);
+    EXPECT_EQ(prm.block_size, llama_infllm_default_params().block_size);
+
+    for (const char * off : { "", "0" }) {
+        EXPECT_TRUE(llama_infllm_params_parse(off, &prm, &enabled));
+        EXPECT_FALSE(enabled);
+    }
+    EXPECT_TRUE(llama_infllm_params_parse(nullptr, &prm, &enabled));
+    EXPECT_FALSE(enabled);
+
+    EXPECT_TRUE(llama_infllm_params_parse(
+            "n_init=1,n_local=2,block_size=3,topk=4,max_cached_blocks=5,repr_topk=6,n_score=7,position=infllm,"
+            "store_max_bytes=8589934592", &prm, &enabled));
+    EXPECT_TRUE(enabled);
+    EXPECT_EQ(prm.n_init,            1u);
+    EXPECT_EQ(prm.n_local,           2u);
+    EXPECT_EQ(prm.block_size,        3u);
+    EXPECT_EQ(prm.topk,              4u);
+    EXPECT_EQ(prm.max_cached_blocks, 5u);
+    EXPECT_EQ(prm.repr_topk,         6u);
+    EXPECT_EQ(prm.n_score,           7u);
+    EXPECT_EQ(prm.position,          LLAMA_INFLLM_POSITION_INFLLM);
+    EXPECT_EQ(prm.store_max_bytes,   8589934592u);
+}
+
+TEST(InfllmParse, BadTexts) {
+    for (const char * text : {
+            "2", "yes", "topk", "topk=", "topk=-1", "topk=4x", "topk=4294967296", "topk= 4", "window=4", "position=far",
+            "position=", "store_max_bytes=99999999999999999999", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
+        auto prm     = llama_infllm_default_params();
+        bool enabled = false;
+        EXPECT_FALSE(llama_infllm_params_parse(text, &prm, &enabled)) << text;
+        EXPECT_STRNE(llama_infllm_last_error(), "") << text;
+    }
+}
+
+//
+// trace
+//
+
+TEST_F(Infllm, TraceSeesEveryLayer) {
+    auto ctx = make_infllm();
+    ASSERT_TRUE(ctx);
+    const auto n_layer = llama_model_n_layer(model.get());
+    const auto tokens  = random_tokens(240);
+
+    struct seen {
+        std::vector<int> n_events;
+        uint64_t n_selected = 0;
+        uint64_t n_page_in  = 0;
+        bool     ok         = true;
+    } res;
+    res.n_events.resize(size_t(n_layer));
+
+    feed(ctx.get(), slice(tokens, 0, 208));
+    llama_infllm_reset_stats(ctx.get());
+    llama_infllm_set_trace(ctx.get(), [](const llama_infllm_trace_event * e, void * user_data) {
+        auto & r = *static_cast<seen *>(user_data);
+        r.n_events.at(size_t(e->il))++;
+        r.n_selected += e->n_selected;
+        r.n_page_in  += e->n_page_in;
+        r.ok = r.ok && e->seq_id == 0 && (e->pos == 208 || e->pos == 224) && e->n_tokens == N_UBATCH;
+        r.ok = r.ok && e->n_selected == 4 && e->n_page_in <= e->n_selected;
+        r.ok = r.ok && e->n_blocks == n_blocks(uint32_t(e->pos), uint32_t(e->pos) + N_UBATCH);
+        for (uint32_t i = 0; i < e->n_selected; ++i) {
+            const int32_t b = e->selected[i];
+            r.ok = r.ok && b >= 0 && uint32_t(b) < e->n_blocks;
+            r.ok = r.ok && (i == 0 || e->scores[e->selected[i - 1]] >= e->scores[b]);
+            for (uint32_t j = 0; j < i; ++j) {
+                r.ok = r.ok && e->selected[j] != b;
+            }
+        }
+        for (uint32_t b = 0; b < e->n_blocks; ++b) {
+            r.ok = r.ok && std::isfinite(e->scores[b]);
+        }
+    }, &res);
+    feed(ctx.get(), slice(tokens, 208, 240));
+
+    EXPECT_TRUE(res.ok);
+    for (const int n : res.n_events) {
+        EXPECT_EQ(n, 2);
+    }
+    const auto stats = get_stats(ctx.get());
+    EXPECT_EQ(stats.n_selected, res.n_selected);
+    EXPECT_EQ(stats.n_page_in,  res.n_page_in);
+
+    llama_infllm_set_trace(ctx.get(), nullptr, nullptr);
+    feed(ctx.get(), { 300 });
+    EXPECT_EQ(res.n_events[0], 2);
+}
