@@ -119,8 +119,8 @@ uint32_t llama_infllm_n_cells(const llama_infllm_params * params, uint32_t n_uba
 
 // the context and ubatch size that llama_context will use, see its constructor
 static uint32_t get_n_ctx_seq(const llama_model & model, const llama_context_params & cparams) {
-    const uint32_t n_ctx = cparams.n_ctx == 0 ? model.hparams.n_ctx_train : cparams.n_ctx;
-    return n_ctx/std::max(1u, cparams.n_seq_max);
+    const uint32_t n_ctx = GGML_PAD(cparams.n_ctx == 0 ? model.hparams.n_ctx_train : cparams.n_ctx, 256);
+    return cparams.kv_unified ? n_ctx : GGML_PAD(n_ctx/std::max(1u, cparams.n_seq_max), 256);
 }
 
 static uint32_t get_n_ubatch(const llama_model & model, const llama_context_params & cparams) {

@@ -599,7 +599,8 @@ void llama_kv_cache_infllm::reshift(llama_seq_id seq_id, uint32_t p1, uint32_t s
     seq.shift = shift;
 }
 
-// keep the positions [0, n_tokens), as they would be had the sequence never gone further
+// keep the positions [0, n_tokens), as they would be had the sequence never gone further, but for the query sum of a block
+// that is cut in two: it keeps the queries of the removed tokens
 void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
     auto & seq = seqs[seq_id];
 

@@ -144,3 +144,29 @@ TEST(RotationEmpty, DoesNothing) {
     rot.apply(x.data(), 1, 8);
     EXPECT_EQ(x, x0);
 }
+
+#ifdef __FLT16_MAX__
+TEST_P(Rotation, HalfFloatsAreRotatedAlike) {
+    const uint32_t n_embd_head = 80;
+    const uint32_t n_vec       = 5;
+
+    auto x = random_vector(n_vec*n_embd_head, 7);
+
+    std::vector<_Float16> half(x.begin(), x.end());
+    std::copy(half.begin(), half.end(), x.begin());
+
+    const auto rot = make_rotation(GetParam(), 64, 1234.0);
+    if (!rot.apply_f16(reinterpret_cast<uint16_t *>(half.data()), n_vec, n_embd_head)) {
+        GTEST_SKIP() << "this processor has no instructions for half floats";
+    }
+    rot.apply(x.data(), n_vec, n_embd_head);
+
+    expect_near(std::vector<float>(half.begin(), half.end()), x, 5e-3f);
+}
+
+TEST(RotationHalf, RefusesWhatItCannotVectorise) {
+    std::vector<uint16_t> x(24, 0x3c00); // 1.0
+    EXPECT_FALSE(make_rotation(false, 24, 3.0).apply_f16(x.data(), 1, 24));
+    EXPECT_EQ(x, std::vector<uint16_t>(24, 0x3c00));
+}
+#endif
