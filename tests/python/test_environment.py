@@ -16,7 +16,7 @@ import ctypes, json, sys
 import llama_cpp
 
 tokens = json.loads(sys.stdin.read())
-llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=128, n_ubatch=128, flash_attn=True, verbose=False)
+llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=128, n_ubatch=128, verbose=False)
 text = llm(tokens, max_tokens=6, temperature=0)["choices"][0]["text"]
 
 lib = llama_cpp.llama_cpp._lib
