@@ -41,6 +41,8 @@ cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DINFLLM_SANITIZE
 cmake --build build/sanitize
 
 step "C++ tests under sanitizers"
-UBSAN_OPTIONS=print_stacktrace=1 ctest --test-dir build/sanitize --output-on-failure --no-tests=error
+# end to end in the one position mode that runs all of the code: they are many times slower here
+GTEST_FILTER='-Position/*/True:*ContinuesFromPagedBlocks*' UBSAN_OPTIONS=print_stacktrace=1 \
+    ctest --test-dir build/sanitize --output-on-failure --no-tests=error
 
 step "All tests passed"
