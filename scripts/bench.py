@@ -117,7 +117,8 @@ def bench_speed(args: argparse.Namespace, report: Callable[..., None]) -> None:
                 speeds = []
                 for _ in range(args.repeats):
                     speeds.append(decode_speed(llm, 16)[0])
-                    llm.truncate(n)
+                    llm.truncate(n - 1)
+                    llm.eval(tokens[n - 1 : n])
                 report(
                     "speed",
                     memory=name,
