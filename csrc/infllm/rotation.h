@@ -24,7 +24,8 @@ struct rotation {
     // x [n_vec][n_embd_head]: rotates the first n_rot dimensions of each vector, in place
     void apply(float * x, uint32_t n_vec, uint32_t n_embd_head) const;
 
-    // the same for IEEE half floats; false, with nothing done, where the processor has no instructions for them
+    // the same for IEEE half floats; false, with nothing done, where the processor has no instructions for them or n_rot is
+    // not a multiple of 16
     bool apply_f16(uint16_t * x, uint32_t n_vec, uint32_t n_embd_head) const;
 };
 

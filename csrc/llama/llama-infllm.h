@@ -22,7 +22,8 @@ extern "C" {
 enum llama_infllm_position {
     LLAMA_INFLLM_POSITION_AUTO   = 0, // TRUE if n_ctx <= n_ctx_train, else INFLLM
     LLAMA_INFLLM_POSITION_TRUE   = 1, // every token keeps its own position
-    LLAMA_INFLLM_POSITION_INFLLM = 2, // a paged-in block takes the positions of its slot; all stay below n_ctx_train
+    LLAMA_INFLLM_POSITION_INFLLM = 2, // a paged-in block takes the positions of its slot, and the local window
+                                      //   follows: no more positions than resident cells, at most n_ctx_train
 };
 
 struct llama_infllm_params {

@@ -641,6 +641,26 @@ TEST_F(Infllm, TokensMustFollowOnEachOther) {
     EXPECT_TRUE(all_finite(feed(ctx.get(), { 300 })));
 }
 
+TEST_F(Infllm, SequenceBeyondTheContextIsRefused) {
+    auto cprm = context_params();
+    cprm.kv_unified = true; // a plain cache then takes sequences as they come; this one has a buffer for each
+    auto ctx = make_infllm(small_params(), cprm);
+    ASSERT_TRUE(ctx);
+    feed(ctx.get(), random_tokens(10));
+
+    llama_batch batch = llama_batch_init(1, 0, 1);
+    batch.n_tokens = 1;
+    batch.token   [0]    = 300;
+    batch.pos     [0]    = 0;
+    batch.n_seq_id[0]    = 1;
+    batch.seq_id  [0][0] = 7;
+    batch.logits  [0]    = 1;
+    EXPECT_NE(llama_decode(ctx.get(), batch), 0);
+    llama_batch_free(batch);
+
+    EXPECT_EQ(n_tokens(ctx.get()), 10u);
+}
+
 //
 // parameters
 //
