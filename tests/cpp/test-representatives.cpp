@@ -2,12 +2,13 @@
 
 #include "representatives.h"
 
+#include "vectors.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-#include <random>
 
 using infllm::representative_key;
 using infllm::rotation;
@@ -17,16 +18,6 @@ namespace {
 constexpr uint32_t N_TOKEN   = 12;
 constexpr uint32_t N_HEAD_KV = 3;
 constexpr uint32_t N_EMBD    = 8;
-
-std::vector<float> random_vector(size_t n, uint32_t seed) {
-    std::mt19937 rng(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> res(n);
-    for (auto & x : res) {
-        x = normal(rng);
-    }
-    return res;
-}
 
 rotation make_rotation(double dist) {
     rotation rot;
@@ -57,13 +48,6 @@ std::vector<float> brute_force(const std::vector<float> & k, uint32_t n_best, F 
         }
     }
     return res;
-}
-
-void expect_near(const std::vector<float> & a, const std::vector<float> & b, float tol = 1e-4f) {
-    ASSERT_EQ(a.size(), b.size());
-    for (size_t i = 0; i < a.size(); ++i) {
-        ASSERT_NEAR(a[i], b[i], tol) << "at " << i;
-    }
 }
 
 } // namespace

@@ -2,10 +2,11 @@
 
 #include "rotation.h"
 
+#include "vectors.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>
-#include <random>
 
 using infllm::rotation;
 
@@ -23,23 +24,6 @@ rotation make_rotation(bool neox, uint32_t n_rot, double dist) {
         rot.cs.push_back(float(std::sin(dist*theta(i, n_rot))));
     }
     return rot;
-}
-
-std::vector<float> random_vector(size_t n, uint32_t seed) {
-    std::mt19937 rng(seed);
-    std::normal_distribution<float> normal;
-    std::vector<float> res(n);
-    for (auto & x : res) {
-        x = normal(rng);
-    }
-    return res;
-}
-
-void expect_near(const std::vector<float> & a, const std::vector<float> & b, float tol = 1e-4f) {
-    ASSERT_EQ(a.size(), b.size());
-    for (size_t i = 0; i < a.size(); ++i) {
-        ASSERT_NEAR(a[i], b[i], tol) << "at " << i;
-    }
 }
 
 } // namespace
