@@ -18,7 +18,8 @@ ruff format --check .
 
 step "Building and installing infllm-cpp with its tests and llama.cpp's tools"
 python -m pip install --quiet \
-    -C build-dir=build/test -C cmake.define.INFLLM_BUILD_TESTS=ON -C cmake.define.INFLLM_BUILD_TOOLS=ON '.[test]'
+    -C build-dir=build/test -C cmake.define.INFLLM_BUILD_TESTS=ON -C cmake.define.INFLLM_BUILD_TOOLS=ON \
+    -C cmake.define.GGML_RPC=ON '.[test]'
 
 step "mypy"
 mypy
@@ -28,7 +29,7 @@ python scripts/check_patch.py
 
 INFLLM_TEST_MODEL=$(infllm fetch)
 export INFLLM_TEST_MODEL                                # SmolLM2-135M, for end-to-end tests
-export INFLLM_TEST_BIN_DIR="$root/build/test/bin"       # llama-bench and llama-perplexity
+export INFLLM_TEST_BIN_DIR="$root/build/test/bin"       # llama-bench, llama-perplexity, ggml-rpc-server
 
 step "C++ tests"
 ctest --test-dir build/test --output-on-failure --no-tests=error

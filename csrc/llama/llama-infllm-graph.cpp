@@ -24,6 +24,8 @@ public:
     void set_input(const llama_ubatch * ubatch) override {
         GGML_UNUSED(ubatch);
 
+        check_readers();
+
         // inputs that the graph does not use are not allocated
         const auto used = [](const ggml_tensor * t) { return t && t->buffer; };
 
@@ -52,9 +54,25 @@ public:
     ggml_tensor * w_mean  = nullptr; // F32 [n_tokens, n_sub]
     ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
 
+    ggml_cgraph * gf = nullptr; // until its readers are checked
+
     const llama_seq_id seq_id;
     const uint32_t     n_kv;
     const uint32_t     n_block;
+
+private:
+    // Attention must read the resident buffer where it lies. Had the scheduler put it on another backend, it would read a
+    // copy that is made before the page op has written the slots. Called when the splits of the graph are known.
+    void check_readers() {
+        for (int i = 0; gf && i < ggml_graph_n_nodes(gf); ++i) {
+            const ggml_tensor * node = ggml_graph_node(gf, i);
+            if (node->op == GGML_OP_FLASH_ATTN_EXT) {
+                GGML_ASSERT(mctx_infllm->get_mem()->is_resident(node->src[1]) &&
+                            mctx_infllm->get_mem()->is_resident(node->src[2]));
+            }
+        }
+        gf = nullptr;
+    }
 };
 
 llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph) {
@@ -91,6 +109,7 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
         }
     }
 
+    inp->gf = graph.gf;
     mctx->get_mem()->set_sched(graph.sched);
 
     return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
@@ -110,6 +129,22 @@ static ggml_tensor * build_q_sum(ggml_context * ctx0, ggml_tensor * q, ggml_tens
     ggml_tensor * res = ggml_mul_mat(ctx0, ggml_reshape_2d(ctx0, q_t, q_t->ne[0], q_t->ne[1]*q_t->ne[2]), w);
 
     return ggml_reshape_3d(ctx0, res, q->ne[0], q->ne[1], w->ne[1]);
+}
+
+// sums over the query heads that share a KV head
+//   q   [n_embd_head, n_head, n]
+//   res [n_embd_head*n_head_kv, n]
+static ggml_tensor * build_head_sum(ggml_context * ctx0, ggml_tensor * q, int64_t n_head_kv) {
+    q = ggml_is_contiguous(q) ? q : ggml_cont(ctx0, q);
+    q = ggml_reshape_4d(ctx0, q, q->ne[0], q->ne[1]/n_head_kv, n_head_kv, q->ne[2]);
+
+    const int64_t n_embd = q->ne[0]*n_head_kv;
+    const int64_t n      = q->ne[3];
+    if (q->ne[1] > 1) {
+        q = ggml_sum_rows(ctx0, ggml_cont(ctx0, ggml_permute(ctx0, q, 1, 0, 2, 3)));
+    }
+
+    return ggml_reshape_2d(ctx0, q, n_embd, n);
 }
 
 static void page_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -165,12 +200,13 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
             const auto  * rope = mem->get_rope(l);
             ggml_tensor * q    = rope ? rope->build(ctx0, q_cur, inp->q_shift) : q_cur;
 
-            q = ggml_permute(ctx0, build_q_sum(ctx0, q, inp->w_mean), 0, 2, 1, 3); // [n_embd_head_k, n_sub, n_head]
+            // one selection for all heads of a layer (InfLLM, section 3.2): their products are added up, which is the
+            // product with the sum of the queries
+            q = build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_kv); // [n_embd_k_gqa, n_sub]
 
-            ggml_tensor * repr = ggml_view_3d(ctx0, l.repr, l.n_embd_head_k, n_block, l.n_head_kv,
-                    l.repr->nb[1], l.n_embd_head_k*l.repr->nb[0], s*l.repr->nb[2]);
+            ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_block, l.repr->nb[1], s*l.repr->nb[2]);
 
-            args[1] = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub, n_head]
+            args[1] = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub]
             graph.cb(args[1], "infllm_scores", il);
         }
 

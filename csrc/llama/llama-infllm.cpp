@@ -281,6 +281,7 @@ llama_memory_i * llama_infllm_create_memory(
         refuse(hparams.use_mrope() || hparams.n_pos_per_embd() > 1,      "its tokens have several positions (M-RoPE)");
         refuse(llama_model_has_encoder(&model),                          "it has an encoder");
         refuse(model.arch == LLM_ARCH_DFLASH,                            "it writes the cache by itself");
+        refuse(model.split_mode() == LLAMA_SPLIT_MODE_TENSOR,            "its tensors are split over devices, use split_mode = layer");
         refuse(!cparams.causal_attn,                                     "its attention is not causal");
         refuse(cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT,           "the context is not an ordinary one");
         refuse(hparams.rope_type == LLAMA_ROPE_TYPE_NONE && request.position == LLAMA_INFLLM_POSITION_INFLLM,

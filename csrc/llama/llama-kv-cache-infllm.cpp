@@ -29,6 +29,26 @@ static uint32_t n_block_ctx(const llama_kv_cache_infllm::params & prm, const inf
     return GGML_PAD((prm.n_ctx_seq - prm.infllm.n_init)/prm.infllm.block_size + 1, 64);
 }
 
+// attention over the resident buffer must be computed where the buffer is
+static void check_flash_attn(
+        ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v,
+        int64_t n_embd_head_k, int64_t n_embd_head_v, int64_t n_head, int64_t n_head_kv) {
+    const int64_t n_kv = 256;
+
+    ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead(), nullptr, true }) };
+    ggml_tensor * q    = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, n_embd_head_k, 1,    n_head,    1);
+    ggml_tensor * k    = ggml_new_tensor_4d(ctx.get(), type_k,        n_embd_head_k, n_kv, n_head_kv, 1);
+    ggml_tensor * v    = ggml_new_tensor_4d(ctx.get(), type_v,        n_embd_head_v, n_kv, n_head_kv, 1);
+    ggml_tensor * mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, n_kv, 1, 1, 1);
+    ggml_tensor * op   = ggml_flash_attn_ext(ctx.get(), q, k, v, mask, 1.0f, 0.0f, 0.0f);
+
+    if (!ggml_backend_dev_supports_op(dev, op)) {
+        throw std::runtime_error(::format("the device %s has no flash attention for heads of %d with K %s and V %s, which the "
+                "InfLLM memory needs: use other types of K and V, or keep the layer on the CPU",
+                ggml_backend_dev_name(dev), int(n_embd_head_k), ggml_type_name(type_k), ggml_type_name(type_v)));
+    }
+}
+
 llama_kv_cache_infllm::llama_kv_cache_infllm(
         const llama_model & model,
         const llama_cparams & cparams,
@@ -81,6 +101,11 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.n_head_kv     = hparams.n_head_kv(il);
         l.n_embd_head_k = hparams.n_embd_head_k(il);
         l.n_embd_head_v = hparams.n_embd_head_v(il);
+
+        if (prm.offload) {
+            check_flash_attn(model.dev_layer(il), prm.type_k, prm.type_v,
+                    l.n_embd_head_k, l.n_embd_head_v, l.n_head, l.n_head_kv);
+        }
 
         const uint32_t n_embd_k = hparams.n_embd_k_gqa(il);
         const uint32_t n_embd_v = hparams.n_embd_v_gqa(il);
@@ -446,6 +471,12 @@ const llama_infllm_rope * llama_kv_cache_infllm::get_rope(const layer & l) const
     return l.rope < 0 ? nullptr : &ropes[l.rope].rope;
 }
 
+bool llama_kv_cache_infllm::is_resident(const ggml_tensor * t) const {
+    return std::any_of(layers.begin(), layers.end(), [&](const layer & l) {
+        return t->view_src == l.k || t->view_src == l.v;
+    });
+}
+
 void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores) {
     auto & seq = seqs[cur.seq_id];
 
@@ -476,7 +507,7 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
     }
 
     infllm::block_scores(static_cast<const float *>(scores->data), seq.n_offload(),
-            scores->ne[0], scores->ne[1], scores->ne[2], scores_block);
+            scores->ne[0], scores->ne[1], scores_block);
     infllm::select_topk(scores_block, prm.infllm.topk, selected);
 
     page_ins.clear();

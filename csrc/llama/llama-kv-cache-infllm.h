@@ -131,12 +131,15 @@ public:
     // whether sequences can outgrow the resident buffer at all; if not, no page op is needed
     bool can_page() const { return n_block_max > 0; }
 
+    // whether t is K or V of some layer, or a view of it, in place
+    bool is_resident(const ggml_tensor * t) const;
+
     // the scheduler of the graphs, so that host access to device buffers can wait for it
     void set_sched(ggml_backend_sched_t sched_cur) { sched = sched_cur; }
 
     // the page op: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
-    //   scores F32 [n_block_pad, n_sub, n_head]     or nullptr: products of representative keys and mean queries
+    //   scores F32 [n_block_pad, n_sub]             or nullptr: products of representative keys and mean queries
     void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
 
 private:

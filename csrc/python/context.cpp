@@ -1,5 +1,6 @@
 #include "context.h"
 
+#include "device.h"
 #include "log.h"
 
 #include <stdexcept>
@@ -30,14 +31,31 @@ context::context(std::shared_ptr<model> mdl,
     params.abort_callback      = on_abort_check;
     params.abort_callback_data = this;
 
-    py::gil_scoped_release no_gil;
-
     log_clear();
-    ptr.reset(infllm ? llama_infllm_init_from_model(this->mdl->get(), params, *infllm)
-                     : llama_init_from_model       (this->mdl->get(), params));
+    compute([&] {
+        ptr.reset(infllm ? llama_infllm_init_from_model(this->mdl->get(), params, *infllm)
+                         : llama_init_from_model       (this->mdl->get(), params));
+    });
     if (!ptr) {
         const std::string why = infllm ? llama_infllm_last_error() : "";
         throw std::runtime_error(why.empty() ? log_text() : why);
+    }
+}
+
+template <typename F>
+void context::compute(F f) {
+    py::gil_scoped_release no_gil;
+
+    // servers are counted for the whole process: if two models run at a time and a server of one stops to answer, the other
+    // may be given up too
+    const uint32_t n_lost = mdl->uses_rpc() ? rpc_n_lost() : 0;
+
+    if (!is_lost) {
+        f();
+        is_lost = mdl->uses_rpc() && rpc_n_lost() != n_lost;
+    }
+    if (is_lost) {
+        throw device_lost("an RPC server stopped to answer, and what it held is lost: close this Llama and make a new one");
     }
 }
 
@@ -92,11 +110,11 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
 
     int32_t rc = 2;
     if (!interrupted) {
-        py::gil_scoped_release no_gil;
-
         log_clear();
-        rc = llama_decode(ptr.get(), batch);
-        llama_synchronize(ptr.get());
+        compute([&] {
+            rc = llama_decode(ptr.get(), batch);
+            llama_synchronize(ptr.get());
+        });
     }
 
     const bool was_interrupted = interrupted.exchange(false);
@@ -144,15 +162,13 @@ uint32_t context::n_past() const {
 }
 
 bool context::seq_rm(int32_t p0) {
-    py::gil_scoped_release no_gil;
-
-    return llama_memory_seq_rm(llama_get_memory(ptr.get()), 0, p0, -1);
+    bool res = false;
+    compute([&] { res = llama_memory_seq_rm(llama_get_memory(ptr.get()), 0, p0, -1); });
+    return res;
 }
 
 void context::clear() {
-    py::gil_scoped_release no_gil;
-
-    llama_memory_clear(llama_get_memory(ptr.get()), false);
+    compute([&] { llama_memory_clear(llama_get_memory(ptr.get()), false); });
 }
 
 std::optional<llama_infllm_params> context::infllm_params() const {

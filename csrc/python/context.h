@@ -37,7 +37,7 @@ public:
     enum outputs { OUTPUTS_NONE, OUTPUTS_LAST, OUTPUTS_ALL };
 
     // append tokens [n], n <= n_batch, to the sequence
-    // whatever is thrown, n_past() tells what the memory holds afterwards
+    // throws device_lost when an RPC server stopped to answer; whatever else is thrown, n_past() tells what the memory holds afterwards
     void decode(const std::vector<llama_token> & tokens, outputs out);
 
     // stop decode() in another thread, or the next one: it throws InterruptedError
@@ -50,6 +50,7 @@ public:
 
     uint32_t n_past() const; // tokens in the memory
 
+    // seq_rm() and clear() throw device_lost as decode() does: nothing works from then on
     bool seq_rm(int32_t p0); // remove positions p0 and later; false: not possible, nothing changed
     void clear();
 
@@ -62,6 +63,9 @@ public:
     std::vector<trace_event> take_trace();
 
 private:
+    // calls f, which computes, without the GIL
+    template <typename F> void compute(F f);
+
     static bool on_abort_check(void * data);
     static void on_trace(const llama_infllm_trace_event * event, void * data);
 
@@ -70,6 +74,8 @@ private:
     std::unique_ptr<llama_context, void (*)(llama_context *)> ptr { nullptr, llama_free };
 
     std::atomic<bool> interrupted { false };
+
+    bool is_lost = false; // a device does not answer any more
 
     bool is_main_thread = false; // only there does Python handle signals
     std::chrono::steady_clock::time_point t_check; // of the last look at the signals

@@ -1,7 +1,9 @@
 #include "model.h"
 
+#include "device.h"
 #include "log.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 ggml_type type_from_name(const std::string & name) {
@@ -13,8 +15,29 @@ ggml_type type_from_name(const std::string & name) {
     throw std::invalid_argument("K/V type '" + name + "' is unknown: use 'f16', 'q8_0' or 'q4_0'");
 }
 
-model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_mlock, bool no_alloc) {
+model::model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
+        const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool no_alloc) {
     llama_model_params params = llama_model_default_params();
+
+    std::vector<ggml_backend_dev_t> devs; // ends with nullptr
+    if (devices) {
+        for (const auto & name : *devices) {
+            devs.push_back(find_device(name));
+            is_remote |= is_rpc_device(devs.back());
+        }
+        devs.push_back(nullptr);
+        params.devices = devs.data();
+    }
+
+    std::vector<float> split(llama_max_devices(), 0.0f);
+    if (!tensor_split.empty()) {
+        if (tensor_split.size() > split.size()) {
+            throw std::invalid_argument("tensor_split has " + std::to_string(tensor_split.size()) + " values, for at most "
+                + std::to_string(split.size()) + " devices");
+        }
+        std::copy(tensor_split.begin(), tensor_split.end(), split.begin());
+        params.tensor_split = split.data();
+    }
 
     params.n_gpu_layers = n_gpu_layers;
     params.no_alloc     = no_alloc;
@@ -26,8 +49,13 @@ model::model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool
 
     py::gil_scoped_release no_gil;
 
+    const uint32_t n_lost = rpc_n_lost();
+
     log_clear();
     ptr.reset(llama_model_load_from_file(path.c_str(), params));
+    if (is_remote && rpc_n_lost() != n_lost) {
+        throw device_lost("an RPC server stopped to answer while the model was loaded");
+    }
     if (!ptr) {
         throw std::runtime_error(log_text());
     }

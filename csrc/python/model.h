@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,7 +18,10 @@ ggml_type type_from_name(const std::string & name);
 // a GGUF model: vocabulary, metadata and, unless no_alloc, weights
 class model {
 public:
-    model(const std::string & path, int32_t n_gpu_layers, bool use_mmap, bool use_mlock, bool no_alloc);
+    // devices: names, in the order of the layers; nothing: all of this machine
+    // tensor_split: share of the layers for each of them; empty: by their free memory
+    model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
+            const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool no_alloc);
 
     model(const model &) = delete;
 
@@ -36,6 +40,8 @@ public:
     py::bytes token_to_piece(llama_token token, bool special) const;
     std::string token_text(llama_token token) const;
 
+    bool uses_rpc() const { return is_remote; }
+
     void check_token(llama_token token) const; // throws std::invalid_argument when out of range
 
     llama_infllm_params infllm_resolve(
@@ -43,5 +49,7 @@ public:
             const std::string & type_k, const std::string & type_v, llama_infllm_params params) const;
 
 private:
+    bool is_remote = false;
+
     std::unique_ptr<llama_model, void (*)(llama_model *)> ptr { nullptr, llama_model_free };
 };

@@ -1,6 +1,7 @@
 // infllm_cpp._core: the C API for python/infllm_cpp, and nothing else; typed in python/infllm_cpp/_core.pyi
 
 #include "context.h"
+#include "device.h"
 #include "log.h"
 #include "model.h"
 #include "sampler.h"
@@ -24,12 +25,6 @@ static py::str chat_apply_template(
     return py::str(res);
 }
 
-// llama_supports_gpu_offload() is true for any build with RPC, even with no server in reach
-static bool supports_gpu_offload() {
-    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU)  != nullptr
-        || ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU) != nullptr;
-}
-
 static py::object as_array(const std::vector<float> & v) {
     return py::array_t<float>(v.size(), v.data());
 }
@@ -46,10 +41,20 @@ PYBIND11_MODULE(_core, m) {
 
     m.def("llama_version",        &llama_version);
     m.def("system_info",          &llama_print_system_info);
-    m.def("supports_gpu_offload", &supports_gpu_offload);
     m.def("set_verbose",          &log_set_verbose, py::arg("verbose"));
     m.def("log_text",             &log_text);
     m.def("chat_apply_template",  &chat_apply_template, py::arg("template"), py::arg("messages"), py::arg("add_assistant"));
+
+    py::register_exception<device_lost>(m, "DeviceLostError", PyExc_RuntimeError);
+
+    py::class_<device_info>(m, "DeviceInfo")
+        .def_readonly("name",         &device_info::name)
+        .def_readonly("description",  &device_info::description)
+        .def_readonly("memory_free",  &device_info::memory_free)
+        .def_readonly("memory_total", &device_info::memory_total);
+
+    m.def("local_devices", &local_devices);
+    m.def("rpc_devices",   &rpc_devices, py::arg("endpoint"), py::call_guard<py::gil_scoped_release>());
 
     py::class_<llama_infllm_params>(m, "InfLLMParams")
         .def(py::init(&llama_infllm_default_params))
@@ -93,8 +98,10 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("scores",   [](const trace_event & e) { return as_array(e.scores); });
 
     py::class_<model, std::shared_ptr<model>>(m, "Model")
-        .def(py::init<const std::string &, int32_t, bool, bool, bool>(),
-            py::arg("path"), py::arg("n_gpu_layers") = 0, py::arg("use_mmap") = true, py::arg("use_mlock") = false,
+        .def(py::init<const std::string &, int32_t, const std::optional<std::vector<std::string>> &,
+                const std::vector<float> &, bool, bool, bool>(),
+            py::arg("path"), py::arg("n_gpu_layers") = 0, py::arg("devices") = py::none(),
+            py::arg("tensor_split") = std::vector<float>(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
             py::arg("no_alloc") = false)
         .def("desc",           &model::desc)
         .def("meta",           &model::meta)

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import _core
-from ._core import TraceEvent, llama_version, supports_gpu_offload, system_info
+from ._core import DeviceInfo, DeviceLostError, TraceEvent, llama_version, local_devices, system_info
 from .config import InfLLMConfig, InfLLMStats
 from .llama import Llama
 from .models import fetch as fetch_demo_model
@@ -32,6 +32,8 @@ def library_dir() -> Path:
 
 
 __all__ = [
+    "DeviceInfo",
+    "DeviceLostError",
     "InfLLMConfig",
     "InfLLMStats",
     "Llama",
@@ -40,6 +42,6 @@ __all__ = [
     "fetch_demo_model",
     "library_dir",
     "llama_version",
-    "supports_gpu_offload",
+    "local_devices",
     "system_info",
 ]

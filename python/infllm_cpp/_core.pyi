@@ -10,10 +10,34 @@ DEFAULT_SEED: int
 
 def llama_version() -> str: ...
 def system_info() -> str: ...
-def supports_gpu_offload() -> bool: ...
 def set_verbose(verbose: bool) -> None: ...
 def log_text() -> str: ...
 def chat_apply_template(template: str, messages: Sequence[tuple[str, str]], add_assistant: bool) -> str: ...
+
+class DeviceLostError(RuntimeError):
+    """An RPC server stopped to answer; what its devices held is gone."""
+
+class DeviceInfo:
+    """A device that can hold layers."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``"CUDA0"`` or ``"RPC0"``."""
+
+    @property
+    def description(self) -> str:
+        """Such as the name of the card, or the address of the server."""
+
+    @property
+    def memory_free(self) -> int:
+        """Free memory, bytes."""
+
+    @property
+    def memory_total(self) -> int:
+        """Memory, bytes."""
+
+def local_devices() -> list[DeviceInfo]: ...
+def rpc_devices(endpoint: str) -> list[DeviceInfo]: ...
 
 class InfLLMParams:
     n_init: int
@@ -93,6 +117,8 @@ class Model:
         self,
         path: str,
         n_gpu_layers: int = 0,
+        devices: Sequence[str] | None = None,
+        tensor_split: Sequence[float] = ...,
         use_mmap: bool = True,
         use_mlock: bool = False,
         no_alloc: bool = False,

@@ -99,7 +99,27 @@ class RunOptions(ModelOptions):
     n_threads: Annotated[
         int | None, _option(_MODEL, "Threads.", "-t", "--n-threads", default="physical cores")
     ] = None
-    n_gpu_layers: Annotated[int, _option(_MODEL, "Layers to keep on the GPU; -1: all.")] = 0
+    n_gpu_layers: Annotated[
+        int | None,
+        _option(
+            _MODEL,
+            "Layers to keep on devices; -1: all.",
+            "-ngl",
+            "--n-gpu-layers",
+            default="all with --device or --rpc, else 0",
+        ),
+    ] = None
+    device: Annotated[
+        list[str] | None, _option(_MODEL, "GPU to use, such as CUDA0; can be repeated.", default="all")
+    ] = None
+    rpc: Annotated[
+        list[str] | None,
+        _option(_MODEL, "Address host:port of an RPC server to use; can be repeated.", default="none"),
+    ] = None
+    tensor_split: Annotated[
+        str | None,
+        _option(_MODEL, "Share of the layers for each device, such as 3,1.", default="by free memory"),
+    ] = None
     verbose: Annotated[bool, _option(_MODEL, "Print llama.cpp's log.", "--verbose")] = False
 
     def load(self) -> Llama:
@@ -111,11 +131,24 @@ class RunOptions(ModelOptions):
             n_ubatch=self.n_ubatch,
             n_threads=self.n_threads,
             n_gpu_layers=self.n_gpu_layers,
+            devices=self.device,
+            rpc_servers=self.rpc or (),
+            tensor_split=self._tensor_split(),
             type_k=self.type_k,  # type: ignore[arg-type]  # checked there
             type_v=self.type_v,  # type: ignore[arg-type]
             infllm=self.config(),
             verbose=self.verbose,
         )
+
+    def _tensor_split(self) -> list[float] | None:
+        if self.tensor_split is None:
+            return None
+        try:
+            return [float(share) for share in self.tensor_split.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"tensor_split = {self.tensor_split!r} is not a list of numbers, such as 3,1"
+            ) from None
 
 
 @dataclass

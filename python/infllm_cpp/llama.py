@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core, chat
+from ._devices import choose_devices
 from ._sizes import kv_bytes_per_token
 from ._text import TextStream
 from ._threads import default_n_threads
@@ -89,8 +90,16 @@ class Llama:
         Tokens computed at once. ``None``: 512, or less where `n_batch` or the local window is smaller.
     n_threads, n_threads_batch : int or None
         Threads for single tokens and for prompts. ``None``: the physical cores, and `n_threads`.
-    n_gpu_layers : int
-        Layers to keep on the GPU; -1: all.
+    n_gpu_layers : int or None
+        Layers to keep on devices, from the last one on; -1: all. With them go their resident buffers.
+        ``None``: all if `devices` or `rpc_servers` are given, else 0.
+    devices : sequence of str or None
+        GPUs of this machine to use, by name, such as ``["CUDA0"]``; ``None``: all.
+    rpc_servers : sequence of str
+        Addresses ``host:port`` of ggml-rpc-server; their devices are used first. An RPC server must be of the
+        same llama.cpp release, and be trusted: nothing is encrypted.
+    tensor_split : sequence of float or None
+        Share of the layers for each device; ``None``: by free memory.
     infllm : InfLLMConfig or None
         The InfLLM memory; ``None``: plain llama.cpp. This argument alone decides: the environment variable
         ``LLAMA_INFLLM``, which is for other programs, is ignored.
@@ -117,7 +126,12 @@ class Llama:
         When the file is not a GGUF model or is damaged, or when parameters are out of range or contradict
         each other.
     RuntimeError
-        When `n_gpu_layers` is not 0 and there is no GPU backend, or the context cannot be made.
+        When `n_gpu_layers` is not 0 and there is no GPU, or the context cannot be made.
+    ConnectionError
+        When an RPC server cannot be reached.
+    DeviceLostError
+        A RuntimeError: an RPC server stopped to answer, now or in any later call. Such an object can be
+        closed, nothing else.
     MemoryError
         When there is not enough memory for the context.
 
@@ -139,7 +153,10 @@ class Llama:
         n_ubatch: int | None = None,
         n_threads: int | None = None,
         n_threads_batch: int | None = None,
-        n_gpu_layers: int = 0,
+        n_gpu_layers: int | None = None,
+        devices: Sequence[str] | None = None,
+        rpc_servers: Sequence[str] = (),
+        tensor_split: Sequence[float] | None = None,
         infllm: InfLLMConfig | None = _INFLLM_DEFAULT,
         seed: int = _core.DEFAULT_SEED,
         type_k: KVType = "f16",
@@ -160,13 +177,11 @@ class Llama:
         _check_range("seed", seed, 0, 2**32 - 1)
         check_kv_type("type_k", type_k)
         check_kv_type("type_v", type_v)
+        for share in tensor_split or ():
+            _check_range("tensor_split", share, 0, 1e6)
         if infllm is not None and not isinstance(infllm, InfLLMConfig):
             raise TypeError(f"infllm = {infllm!r} is neither an InfLLMConfig nor None")
-        if n_gpu_layers != 0 and not _core.supports_gpu_offload():
-            raise RuntimeError(
-                f"n_gpu_layers = {n_gpu_layers}, but no GPU backend was found: use n_gpu_layers = 0, "
-                'or install with one, such as CMAKE_ARGS="-DGGML_CUDA=ON" pip install'
-            )
+        n_gpu_layers, device_names = choose_devices(n_gpu_layers, devices, rpc_servers)
 
         self.model_path = os.fspath(model_path)
         self.verbose = verbose
@@ -186,7 +201,12 @@ class Llama:
 
         _core.set_verbose(verbose)
         model = self._model_or_none = load_model(
-            model_path, n_gpu_layers=n_gpu_layers, use_mmap=use_mmap, use_mlock=use_mlock
+            model_path,
+            n_gpu_layers=n_gpu_layers,
+            devices=device_names,
+            tensor_split=tensor_split,
+            use_mmap=use_mmap,
+            use_mlock=use_mlock,
         )
         if not model.has_decoder() or model.has_encoder():
             raise ValueError(f"{self.model_path} is not a decoder-only model: it cannot generate text here")
@@ -209,6 +229,8 @@ class Llama:
                     offload_kqv,
                     params,
                 )
+            except _core.DeviceLostError:
+                raise
             except RuntimeError as err:
                 reason = _reason(str(err))
                 if "alloc" in reason:
@@ -985,6 +1007,8 @@ def load_model(
     path: str | os.PathLike[str],
     *,
     n_gpu_layers: int = 0,
+    devices: Sequence[str] | None = None,
+    tensor_split: Sequence[float] | None = None,
     use_mmap: bool = True,
     use_mlock: bool = False,
     no_alloc: bool = False,
@@ -992,7 +1016,11 @@ def load_model(
     """Load a GGUF file; with `no_alloc` its metadata and vocabulary alone. Errors: see `Llama`."""
     check_gguf(path)
     try:
-        return _core.Model(str(Path(path)), n_gpu_layers, use_mmap, use_mlock, no_alloc)
+        return _core.Model(
+            str(Path(path)), n_gpu_layers, devices, tensor_split or (), use_mmap, use_mlock, no_alloc
+        )
+    except _core.DeviceLostError:
+        raise
     except RuntimeError as err:
         raise ValueError(
             f"{os.fspath(path)} cannot be loaded: {_reason(str(err))} (is the file complete, and a model?)"
