@@ -1,5 +1,7 @@
 #pragma once
 
+#include "portable.h"
+
 #include <cstdint>
 
 namespace infllm {
@@ -25,21 +27,21 @@ struct cell_layout {
         return { n_init, n_local, block_size, n_slot, (n_min + block_size - 1)/block_size*block_size };
     }
 
-    uint32_t n_cells()    const { return ring_begin() + n_ring; }
-    uint32_t ring_begin() const { return n_init + n_slot*block_size; }
+    INFLLM_PORTABLE uint32_t n_cells()    const { return ring_begin() + n_ring; }
+    INFLLM_PORTABLE uint32_t ring_begin() const { return n_init + n_slot*block_size; }
 
-    uint32_t slot_cell(uint32_t slot)  const { return n_init + slot*block_size; }
-    uint32_t block_pos(uint32_t block) const { return n_init + block*block_size; }
-    uint32_t block_of (uint32_t pos)   const { return (pos - n_init)/block_size; } // pos >= n_init
+    INFLLM_PORTABLE uint32_t slot_cell(uint32_t slot)  const { return n_init + slot*block_size; }
+    INFLLM_PORTABLE uint32_t block_pos(uint32_t block) const { return n_init + block*block_size; }
+    INFLLM_PORTABLE uint32_t block_of (uint32_t pos)   const { return (pos - n_init)/block_size; } // pos >= n_init
 
     // the home cell of a position; once blocks are offloaded this holds for positions in the ring only
-    uint32_t cell(uint32_t pos) const {
+    INFLLM_PORTABLE uint32_t cell(uint32_t pos) const {
         return pos < ring_begin() ? pos : ring_begin() + (pos - ring_begin())%n_ring;
     }
 
     // blocks that have left the ring when the next ubatch covers the positions [p0, p1):
     // none while everything fits, else all that lie wholly before the local window of p0
-    uint32_t n_offload(uint32_t p0, uint32_t p1) const {
+    INFLLM_PORTABLE uint32_t n_offload(uint32_t p0, uint32_t p1) const {
         return p1 <= n_cells() ? 0 : (p0 - n_local - n_init)/block_size;
     }
 };

@@ -7,7 +7,8 @@ namespace infllm {
 
 // The library is not compiled for a certain processor, so the instructions are asked for here, and the caller has checked
 // that they are there.
-#define INFLLM_F16C __attribute__((target("avx2,fma,f16c")))
+// FMA is left out: the results are those of pager.h, bit for bit.
+#define INFLLM_F16C __attribute__((target("avx2,f16c")))
 
 INFLLM_F16C static inline __m256 load(const uint16_t * p) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i *>(p)));
@@ -15,6 +16,10 @@ INFLLM_F16C static inline __m256 load(const uint16_t * p) {
 
 INFLLM_F16C static inline void store(uint16_t * p, const __m256 & v) {
     _mm_storeu_si128(reinterpret_cast<__m128i *>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+INFLLM_F16C static inline __m256 mul_add(__m256 a, const float * c, __m256 b, const float * s) {
+    return _mm256_add_ps(_mm256_mul_ps(a, _mm256_loadu_ps(c)), _mm256_mul_ps(b, _mm256_loadu_ps(s)));
 }
 
 // x[i] = x[i]*c[i] + x[partner of i]*s[i], eight at a time
@@ -27,22 +32,21 @@ INFLLM_F16C static void rotate(uint16_t * x, uint32_t n_vec, uint32_t n_embd_hea
             for (uint32_t i = 0; i < n_half; i += 8) {
                 const __m256 a = load(x + i);
                 const __m256 b = load(x + i + n_half);
-                store(x + i,          _mm256_fmadd_ps(b, _mm256_loadu_ps(s + i),          _mm256_mul_ps(a, _mm256_loadu_ps(c + i))));
-                store(x + i + n_half, _mm256_fmadd_ps(a, _mm256_loadu_ps(s + i + n_half), _mm256_mul_ps(b, _mm256_loadu_ps(c + i))));
+                store(x + i,          mul_add(a, c + i, b, s + i));
+                store(x + i + n_half, mul_add(b, c + i, a, s + i + n_half));
             }
         } else {
             for (uint32_t i = 0; i < n_rot; i += 8) {
                 const __m256 a = load(x + i);
                 const __m256 b = _mm256_permute_ps(a, 0xb1); // neighbours exchanged
-                store(x + i, _mm256_fmadd_ps(b, _mm256_loadu_ps(s + i), _mm256_mul_ps(a, _mm256_loadu_ps(c + i))));
+                store(x + i, mul_add(a, c + i, b, s + i));
             }
         }
     }
 }
 
 bool rotation::apply_f16(uint16_t * x, uint32_t n_vec, uint32_t n_embd_head) const {
-    static const bool has_f16c =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    static const bool has_f16c = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
 
     if (!has_f16c || n_rot()%16 != 0) {
         return false;

@@ -1,7 +1,8 @@
 #include "selection.h"
 
+#include "topk.h"
+
 #include <algorithm>
-#include <numeric>
 
 namespace infllm {
 
@@ -18,15 +19,12 @@ void block_scores(
 }
 
 void select_topk(const std::vector<float> & scores, uint32_t k, std::vector<int32_t> & out) {
-    out.resize(scores.size());
-    std::iota(out.begin(), out.end(), 0);
+    const auto n = static_cast<uint32_t>(scores.size());
+    out.resize(std::min(k, n));
 
-    const auto n = std::min<size_t>(k, out.size());
-
-    std::partial_sort(out.begin(), out.begin() + n, out.end(), [&](int32_t a, int32_t b) {
-        return scores[a] != scores[b] ? scores[a] > scores[b] : a > b;
-    });
-    out.resize(n);
+    topk_scratch          scratch = {};
+    std::vector<uint64_t> keys(out.size());
+    select_topk(single_thread(), scores.data(), n, static_cast<uint32_t>(out.size()), scratch, keys.data(), out.data());
 }
 
 } // namespace infllm

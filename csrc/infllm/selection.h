@@ -14,7 +14,7 @@ namespace infllm {
 void block_scores(
         const float * scores, uint32_t n_block, uint32_t n_block_pad, uint32_t n_sub, std::vector<float> & out);
 
-// the k highest scores, best first; the more recent block wins a tie
+// the k highest scores, best first; the more recent block wins a tie (see topk.h)
 void select_topk(const std::vector<float> & scores, uint32_t k, std::vector<int32_t> & out);
 
 } // namespace infllm

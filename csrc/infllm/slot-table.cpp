@@ -5,28 +5,29 @@
 
 namespace infllm {
 
-slot_table::slot_table(uint32_t n_slot) : blocks(n_slot, NONE), used(n_slot, 0) {
+slot_table::slot_table(uint32_t n_slot) : blocks(n_slot, NONE), used(n_slot, 0), order(n_slot), where(n_slot) {
+}
+
+slot_view slot_table::view() {
+    return { n_slot(), blocks.data(), used.data(), &tick };
+}
+
+int32_t slot_table::slot_of(int32_t block) const {
+    const auto it = std::find(blocks.begin(), blocks.end(), block);
+    return it == blocks.end() ? NONE : static_cast<int32_t>(it - blocks.begin());
 }
 
 void slot_table::clear() {
     std::fill(blocks.begin(), blocks.end(), NONE);
     std::fill(used.begin(),   used.end(),   0);
-    slots.clear();
     tick = 0;
 }
 
 void slot_table::assign(uint32_t slot, int32_t block) {
     assert(slot_of(block) == NONE);
 
-    if (blocks[slot] != NONE) {
-        slots[blocks[slot]] = NONE;
-    }
-    if (block >= static_cast<int32_t>(slots.size())) {
-        slots.resize(block + 1, NONE);
-    }
-    blocks[slot]  = block;
-    slots [block] = static_cast<int32_t>(slot);
-    used  [slot]  = ++tick;
+    blocks[slot] = block;
+    used  [slot] = ++tick;
 }
 
 void slot_table::remove_from(int32_t first_block) {
@@ -36,29 +37,17 @@ void slot_table::remove_from(int32_t first_block) {
             used  [i] = 0;
         }
     }
-    slots.resize(std::min<size_t>(slots.size(), first_block), NONE);
 }
 
 void slot_table::update(const int32_t * selected, uint32_t n, std::vector<page_in> & out) {
     assert(n <= n_slot());
 
-    // touch first, so that no selected block can be the least recently used one below
-    ++tick;
-    for (uint32_t i = 0; i < n; ++i) {
-        const int32_t slot = slot_of(selected[i]);
-        if (slot != NONE) {
-            used[slot] = tick;
-        }
-    }
+    const size_t n_old = out.size();
+    uint32_t     n_new = 0;
 
-    for (uint32_t i = 0; i < n; ++i) {
-        if (slot_of(selected[i]) != NONE) {
-            continue;
-        }
-        const auto slot = static_cast<uint32_t>(std::min_element(used.begin(), used.end()) - used.begin());
-        assign(slot, selected[i]);
-        out.push_back({ selected[i], slot });
-    }
+    out.resize(n_old + n);
+    update_slots(single_thread(), view(), selected, n, order.data(), where.data(), out.data() + n_old, &n_new);
+    out.resize(n_old + n_new);
 }
 
 } // namespace infllm

@@ -1,20 +1,17 @@
 #pragma once
 
+#include "slots.h"
+
 #include <cstdint>
 #include <vector>
 
 namespace infllm {
 
 // Which block is in which slot, for one layer of one sequence. Slots are replaced least recently used first, and
-// never while their block is selected.
+// never while their block is selected (see slots.h).
 class slot_table {
 public:
-    static constexpr int32_t NONE = -1;
-
-    struct page_in {
-        int32_t  block;
-        uint32_t slot;
-    };
+    static constexpr int32_t NONE = slot_view::NONE;
 
     explicit slot_table(uint32_t n_slot);
 
@@ -34,16 +31,19 @@ public:
     uint32_t n_slot() const { return static_cast<uint32_t>(blocks.size()); }
 
     int32_t block_at(uint32_t slot)  const { return blocks[slot]; }
-    int32_t slot_of (int32_t  block) const {
-        return block < static_cast<int32_t>(slots.size()) ? slots[block] : NONE;
-    }
+    int32_t slot_of (int32_t  block) const;
+
+    slot_view view();
 
 private:
     uint64_t tick = 0;
 
-    std::vector<int32_t>  blocks; // [n_slot]  slot  -> block
-    std::vector<uint64_t> used;   // [n_slot]  slot  -> tick of the last use, 0 when empty
-    std::vector<int32_t>  slots;  // [n_block] block -> slot
+    std::vector<int32_t>  blocks; // [n_slot]
+    std::vector<uint64_t> used;   // [n_slot]
+
+    // work space of update()
+    std::vector<uint32_t> order;
+    std::vector<int32_t>  where;
 };
 
 } // namespace infllm

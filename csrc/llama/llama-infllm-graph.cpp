@@ -18,7 +18,8 @@ public:
         mctx_infllm(mctx),
         seq_id(mctx->get_seq_id()),
         n_kv(mctx->get_n_kv()),
-        n_block(mctx->get_n_block()) {
+        n_block(mctx->get_n_block()),
+        has_pagers(mctx->get_mem()->has_pagers()) {
     }
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -34,6 +35,7 @@ public:
         if (used(w_sum))        { mctx_infllm->set_input_w_sum  (w_sum);        }
         if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
         if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
+        if (used(info))         { mctx_infllm->set_input_info   (info);         }
     }
 
     bool can_reuse(const llm_graph_params & params) override {
@@ -42,7 +44,8 @@ public:
         return self_k_idxs->ne[0] == params.ubatch.n_tokens &&
             seq_id  == mctx_infllm->get_seq_id() &&
             n_kv    == mctx_infllm->get_n_kv() &&
-            n_block == mctx_infllm->get_n_block();
+            n_block == mctx_infllm->get_n_block() &&
+            has_pagers == mctx_infllm->get_mem()->has_pagers();
     }
 
     // the same mask, as the input of attention over given keys and values
@@ -53,12 +56,14 @@ public:
     ggml_tensor * w_sum   = nullptr; // F32 [n_tokens, n_chunk]
     ggml_tensor * w_mean  = nullptr; // F32 [n_tokens, n_sub]
     ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
+    ggml_tensor * info    = nullptr; // I32 [4]
 
     ggml_cgraph * gf = nullptr; // until its readers are checked
 
     const llama_seq_id seq_id;
     const uint32_t     n_kv;
     const uint32_t     n_block;
+    const bool         has_pagers;
 
 private:
     // Attention must read the resident buffer where it lies. Had the scheduler put it on another backend, it would read a
@@ -109,6 +114,10 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
         }
     }
 
+    if (mctx->get_mem()->has_pagers()) {
+        inp->info = new_input(GGML_TYPE_I32, 4, 1, "infllm_inp_info");
+    }
+
     inp->gf = graph.gf;
     mctx->get_mem()->set_sched(graph.sched);
 
@@ -156,6 +165,50 @@ static void page_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
+static ggml_backend_t get_backend(ggml_backend_sched_t sched, ggml_backend_dev_t dev) {
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
+        if (ggml_backend_get_device(ggml_backend_sched_get_backend(sched, i)) == dev) {
+            return ggml_backend_sched_get_backend(sched, i);
+        }
+    }
+    return nullptr;
+}
+
+// The op runs on the layer's device, if that pages by itself; else on the CPU, between two splits of the graph. It is
+// pinned in both cases, since some backends claim to support every op (see docs/architecture.md).
+static ggml_tensor * build_page_op(
+        const llm_graph_context & graph,
+        const llm_graph_input_attn_infllm * inp,
+        const llama_kv_cache_infllm::layer & l,
+        ggml_tensor * q_sum,    // [n_embd_head_k, n_head, n_chunk]
+        ggml_tensor * scores) { // [n_block, n_sub], or nullptr
+    ggml_tensor * args[3] = { q_sum };
+    int n_args = 1;
+
+    ggml_custom_op_t fun  = page_op;
+    void           * data = const_cast<llama_kv_cache_infllm::layer *>(&l);
+
+    ggml_backend_t backend = graph.backend_cpu;
+
+    if (const auto * api = l.mem->get_pager_api(l)) {
+        args[n_args++] = inp->info;
+        fun  = api->page;
+        data = l.mem->get_page_op(l);
+        if (!ggml_backend_buffer_is_host(l.k->buffer)) {
+            backend = get_backend(graph.sched, ggml_backend_buft_get_device(ggml_backend_buffer_get_type(l.k->buffer)));
+        }
+    }
+    if (scores) {
+        args[n_args++] = scores;
+    }
+
+    ggml_tensor * page = ggml_custom_4d(graph.ctx0, GGML_TYPE_F32, 1, 1, 1, 1, args, n_args, fun, 1, data);
+    graph.cb(page, "infllm_page", l.il);
+    ggml_backend_sched_set_tensor_backend(graph.sched, page, backend);
+
+    return page;
+}
+
 llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         const llm_graph_context & graph,
         llm_graph_input_attn_kv * inp_kv,
@@ -192,7 +245,8 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     cpy(l.v, *v_cur);
 
     if (mem->can_page()) {
-        ggml_tensor * args[2] = { build_q_sum(ctx0, q_cur, inp->w_sum), nullptr };
+        ggml_tensor * q_sum  = build_q_sum(ctx0, q_cur, inp->w_sum);
+        ggml_tensor * scores = nullptr;
 
         const int64_t n_block = mctx->get_n_block();
         if (n_block > 0) {
@@ -206,17 +260,11 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
 
             ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_block, l.repr->nb[1], s*l.repr->nb[2]);
 
-            args[1] = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub]
-            graph.cb(args[1], "infllm_scores", il);
+            scores = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub]
+            graph.cb(scores, "infllm_scores", il);
         }
 
-        // The op runs on the CPU between two splits of the graph, whatever device the layer is on: it is pinned, since
-        // some backends claim to support every op (see docs/architecture.md).
-        ggml_tensor * page = ggml_custom_4d(ctx0, GGML_TYPE_F32, 1, 1, 1, 1, args, args[1] ? 2 : 1, page_op, 1,
-                const_cast<llama_kv_cache_infllm::layer *>(&l));
-        graph.cb(page, "infllm_page", il);
-        ggml_backend_sched_set_tensor_backend(graph.sched, page, graph.backend_cpu);
-        ggml_build_forward_expand(gf, page);
+        ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores));
     }
 
     const auto resident = [&](ggml_tensor * t, int64_t n_embd_head) {

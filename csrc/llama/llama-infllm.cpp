@@ -43,6 +43,8 @@ llama_infllm_params llama_infllm_default_params(void) {
         /*.n_score           =*/ 32,
         /*.position          =*/ LLAMA_INFLLM_POSITION_AUTO,
         /*.store_max_bytes   =*/ 0,
+        /*.paging            =*/ LLAMA_INFLLM_PAGING_AUTO,
+        /*.pinned_max_bytes  =*/ 0,
     };
 }
 
@@ -75,6 +77,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
         { "n_score",           &params->n_score           },
     };
     static const char * const positions[] = { "auto", "true", "infllm" };
+    static const char * const pagings  [] = { "auto", "host", "device" };
 
     std::istringstream list(str);
     std::string        item;
@@ -91,11 +94,17 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
                 return fail(name + " = \"" + value + "\" is not a whole number from 0 to 4294967295");
             }
             *field->value = uint32_t(number);
-        } else if (name == "store_max_bytes") {
+        } else if (name == "store_max_bytes" || name == "pinned_max_bytes") {
             if (!parse_uint(value, UINT64_MAX, number)) {
-                return fail("store_max_bytes = \"" + value + "\" is not a whole number");
+                return fail(name + " = \"" + value + "\" is not a whole number");
             }
-            params->store_max_bytes = number;
+            (name == "store_max_bytes" ? params->store_max_bytes : params->pinned_max_bytes) = number;
+        } else if (name == "paging") {
+            const auto mode = std::find(std::begin(pagings), std::end(pagings), value);
+            if (mode == std::end(pagings)) {
+                return fail("paging = \"" + value + "\" is none of auto, host, device");
+            }
+            params->paging = llama_infllm_paging(mode - std::begin(pagings));
         } else if (name == "position") {
             const auto pos = std::find(std::begin(positions), std::end(positions), value);
             if (pos == std::end(positions)) {
@@ -104,7 +113,8 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
             params->position = llama_infllm_position(pos - std::begin(positions));
         } else {
             return fail("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with "
-                    "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_score, position, store_max_bytes");
+                    "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_score, position, store_max_bytes, paging, "
+                    "pinned_max_bytes");
         }
     }
 
@@ -151,7 +161,8 @@ bool llama_infllm_params_resolve(
         !in_range("max_cached_blocks", res.max_cached_blocks, 0, n_max/res.block_size) ||
         !in_range("repr_topk",  res.repr_topk,  1, res.block_size, " (block_size)") ||
         !in_range("n_score",    res.n_score,    1, n_max) ||
-        !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM)) {
+        !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM) ||
+        !in_range("paging",     res.paging,     LLAMA_INFLLM_PAGING_AUTO,   LLAMA_INFLLM_PAGING_DEVICE)) {
         return false;
     }
 

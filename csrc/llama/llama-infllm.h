@@ -26,6 +26,13 @@ enum llama_infllm_position {
                                       //   follows: no more positions than resident cells, at most n_ctx_train
 };
 
+// who selects blocks and copies them into slots
+enum llama_infllm_paging {
+    LLAMA_INFLLM_PAGING_AUTO   = 0, // the layer's device where it can (CUDA), else the host
+    LLAMA_INFLLM_PAGING_HOST   = 1, // the host, whatever device the layer is on
+    LLAMA_INFLLM_PAGING_DEVICE = 2, // the layer's device, or it is an error; on the CPU this is for tests
+};
+
 struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
     uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
@@ -36,6 +43,8 @@ struct llama_infllm_params {
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means
     enum llama_infllm_position position;
     uint64_t store_max_bytes;   // limit of the block store, bytes; 0: no limit
+    enum llama_infllm_paging paging;
+    uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now

@@ -78,6 +78,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
     size_t block_bytes = 0;
 
+    pagers = std::make_unique<llama_infllm_pagers>(prm.n_seq_max, prm.infllm.pinned_max_bytes);
+
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         if (!hparams.has_kv(il) || hparams.n_head_kv(il) == 0 || (filter && !filter(il))) {
             continue;
@@ -90,7 +92,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
         auto & ctx = ctx_map[buft];
         if (!ctx) {
-            ctx.reset(ggml_init({ 3*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
+            ctx.reset(ggml_init({ 7*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
         }
 
         layer l = {};
@@ -142,6 +144,13 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.size_v = cells.block_size*l.v->nb[1];
         block_bytes += l.size_k + l.size_v + n_embd_k*sizeof(float);
 
+        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !add_pager_layer(ctx.get(), buft, l) &&
+                prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
+            throw std::runtime_error(::format("paging = device, but %s cannot page by itself layers of this shape with K %s and "
+                    "V %s: use paging = host, or auto", ggml_backend_buft_name(buft), ggml_type_name(prm.type_k),
+                    ggml_type_name(prm.type_v)));
+        }
+
         map_layer_ids[il] = layers.size();
         layers.push_back(l);
     }
@@ -159,7 +168,22 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buf));
     }
 
-    store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes);
+    const auto block = [this](int32_t i) -> const auto & { return ropes[i].block; };
+    const auto undo  = [this](int32_t i) -> const auto & { return ropes[i].undo;  };
+    if (!pagers->start(block_bytes, block, undo)) {
+        LLAMA_LOG_WARN("%s: there is no memory that host and device can share: the host pages, which is slower\n", __func__);
+    }
+
+    if (pagers->empty()) {
+        pagers.reset();
+        store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes);
+    } else {
+        // the store outlives the use of the pagers, but not the object
+        store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes, infllm::block_store::allocator {
+            [p = pagers.get()](size_t size) { return p->alloc(size); },
+            [p = pagers.get()](void * ptr)  { p->free(ptr); },
+        });
+    }
 
     seqs.resize(prm.n_seq_max);
     for (auto & seq : seqs) {
@@ -176,9 +200,42 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     seq_blocks.resize(seqs.size());
 
     LLAMA_LOG_INFO("%s: n_init = %u, n_local = %u, block_size = %u, topk = %u, max_cached_blocks = %u, repr_topk = %u, "
-            "position = %s, %u cells, %zu layers, %u seqs\n", __func__,
+            "position = %s, %u cells, %zu layers, %u seqs, paged by the %s\n", __func__,
             prm.infllm.n_init, prm.infllm.n_local, prm.infllm.block_size, prm.infllm.topk, prm.infllm.max_cached_blocks,
-            prm.infllm.repr_topk, remap ? "infllm" : "true", n_cells_alloc, layers.size(), prm.n_seq_max);
+            prm.infllm.repr_topk, remap ? "infllm" : "true", n_cells_alloc, layers.size(), prm.n_seq_max,
+            pagers ? "device" : "host");
+}
+
+bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l) {
+    const auto * api = llama_infllm_pagers::find_api(buft, prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE);
+
+    infllm::pager_layer shape = {};
+    switch (l.k->type) {
+        case GGML_TYPE_F16:  shape.type_k = infllm::KV_F16;  break;
+        case GGML_TYPE_Q8_0: shape.type_k = infllm::KV_Q8_0; break;
+        case GGML_TYPE_Q4_0: shape.type_k = infllm::KV_Q4_0; break;
+        default:             return false;
+    }
+    if (!api) {
+        return false;
+    }
+
+    shape.cells         = cells;
+    shape.n_head        = l.n_head;
+    shape.n_head_kv     = l.n_head_kv;
+    shape.n_embd_head_k = l.n_embd_head_k;
+    shape.n_rot         = l.rope < 0 ? 0 : ropes[l.rope].block[0].n_rot();
+    shape.neox          = l.rope < 0 ? 0 : ropes[l.rope].block[0].neox;
+    shape.remap         = remap;
+    shape.topk          = prm.infllm.topk;
+    shape.repr_topk     = prm.infllm.repr_topk;
+    shape.n_chunk       = n_chunk;
+    shape.n_block_max   = n_block_max;
+    shape.row_k         = l.k->nb[1];
+    shape.row_v         = l.v->nb[1];
+    shape.offset        = l.offset;
+
+    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.rope);
 }
 
 llama_kv_cache_infllm::~llama_kv_cache_infllm() = default;
@@ -345,6 +402,9 @@ void llama_kv_cache_infllm::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_
 
     // stored blocks never change, so both sequences can refer to them
     seqs[seq_id_dst] = seqs[seq_id_src];
+    if (pagers) {
+        pagers->copy_seq(seq_id_src, seq_id_dst, seqs[seq_id_src].n_offload());
+    }
     for (const auto & b : seqs[seq_id_dst].blocks) {
         store->ref(b.id);
     }
@@ -430,7 +490,14 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
         if (il >= 0 && l.il != il) {
             continue;
         }
-        const auto & c = stats[l.idx];
+        auto c = stats[l.idx];
+        if (get_pager_api(l)) {
+            const auto add = pagers->get_stats(l.idx);
+            c.n_select       += add.n_select;
+            c.n_selected     += add.n_selected;
+            c.n_page_in      += add.n_page_in;
+            c.bytes_paged_in += add.n_page_in*(l.size_k + l.size_v);
+        }
         res.n_layer        += 1;
         res.n_blocks       += store_blocks;
         res.n_slots        += seqs.size()*cells.n_slot;
@@ -451,9 +518,15 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
 void llama_kv_cache_infllm::reset_stats() {
     std::lock_guard<std::mutex> lock(mutex);
     std::fill(stats.begin(), stats.end(), counters());
+    if (pagers) {
+        pagers->reset_stats();
+    }
 }
 
 void llama_kv_cache_infllm::set_trace(llama_infllm_trace_callback callback, void * user_data) {
+    if (callback && pagers) {
+        drop_pagers("scores are traced on the host");
+    }
     trace           = callback;
     trace_user_data = user_data;
 }
@@ -554,6 +627,9 @@ void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
     const uint32_t p0 = cur.p0;
     const uint32_t p1 = cur.p0 + cur.n_tokens;
 
+    if (pagers && !pagers->is_pinned()) {
+        drop_pagers("no more memory can be pinned for the device, or pinned_max_bytes is reached");
+    }
     if (can_page()) {
         offload(cur.seq_id, cells.n_offload(p0, p1));
 
@@ -564,7 +640,7 @@ void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
 
         for (uint32_t p = std::max(p0, cells.n_init); p < p1; ++p) {
             if ((p - cells.n_init)%cells.block_size == 0) {
-                for (const auto & l : layers) {
+                for (const auto & l : layers) { // devices that page do this by themselves
                     std::fill_n(q_sum_chunk(l, seq, cells.block_of(p)), l.k->ne[0], 0.0f);
                 }
             }
@@ -588,20 +664,34 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
 
     if (!seq.paging()) {
         // until now cell = position: the first blocks are in their slots already
+        pull_state(seq_id);
         for (auto & slots : seq.slots) {
+            slots.clear();
             for (uint32_t i = 0; i < cells.n_slot; ++i) {
                 slots.assign(i, i);
             }
         }
+        push_state(seq_id);
     }
 
-    for (uint32_t b = seq.n_offload(); b < n_offload; ++b) {
+    const uint32_t         block0 = seq.n_offload();
+    std::vector<uint8_t *> data;
+    for (uint32_t b = block0; b < n_offload; ++b) {
         const int32_t id = store->alloc();
         GGML_ASSERT(id != infllm::block_store::NONE);
         seq.blocks.push_back({ id, int32_t(b - seq.shift) });
-        for (const auto & l : layers) {
-            store_block(l, seq_id, b);
+        data.push_back(store->data(id));
+        if (pagers) {
+            pagers->set_block(seq_id, b, data.back(), b - seq.shift);
         }
+        for (const auto & l : layers) {
+            if (!get_pager_api(l)) {
+                store_block(l, seq_id, b);
+            }
+        }
+    }
+    if (pagers) {
+        pagers->store({ uint32_t(seq_id), block0, uint32_t(data.size()), seq.shift, seq.n_tokens, data.data() });
     }
 }
 
@@ -614,12 +704,17 @@ void llama_kv_cache_infllm::reshift(llama_seq_id seq_id, uint32_t p1, uint32_t s
 
     synchronize();
 
+    const uint32_t src = shift > seq.shift ? shift - seq.shift : 0;
+    const uint32_t dst = shift > seq.shift ? 0 : seq.shift - shift;
+
+    if (pagers) {
+        pagers->rotate({ uint32_t(seq_id), block0, p1, src, dst });
+    }
     for (const auto & l : layers) {
-        if (l.rope < 0) {
+        if (l.rope < 0 || get_pager_api(l)) {
             continue;
         }
-        const auto & table = ropes[l.rope];
-        const auto   rot   = shift > seq.shift ? table.move(shift - seq.shift, 0) : table.move(0, seq.shift - shift);
+        const auto rot = ropes[l.rope].move(src, dst);
         for (uint32_t b = block0; b < block1; ++b) {
             const uint32_t pos = cells.block_pos(b);
             rotate_cells(l, seq_id, cells.cell(pos), std::min(cells.block_size, p1 - pos), rot);
@@ -652,6 +747,7 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
         }
 
         synchronize();
+        pull_state(seq_id);
 
         const auto n_block = n_tokens > cells.n_init ? cells.block_of(n_tokens - 1) + 1 : 0;
         for (uint32_t b = n_offload; b < n_old && b < n_block; ++b) {
@@ -690,6 +786,7 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
                 }
             }
         }
+        push_state(seq_id);
     }
 
     seq.n_tokens = n_tokens;
@@ -698,6 +795,9 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
 void llama_kv_cache_infllm::reset(llama_seq_id seq_id) {
     auto & seq = seqs[seq_id];
 
+    if (pagers && seq.paging()) {
+        synchronize(); // blocks may still be on their way
+    }
     for (const auto & b : seq.blocks) {
         store->unref(b.id);
     }
@@ -805,6 +905,47 @@ void llama_kv_cache_infllm::synchronize() {
     if (sched) {
         ggml_backend_sched_synchronize(sched);
     }
+    if (pagers) {
+        pagers->wait();
+    }
+}
+
+void llama_kv_cache_infllm::pull_state(llama_seq_id seq_id) {
+    for (const auto & l : layers) {
+        if (get_pager_api(l)) {
+            pagers->pull(l.idx, seq_id, seqs[seq_id].slots[l.idx], seqs[seq_id].q_sum[l.idx]);
+        }
+    }
+}
+
+void llama_kv_cache_infllm::push_state(llama_seq_id seq_id) {
+    for (const auto & l : layers) {
+        if (get_pager_api(l)) {
+            pagers->push(l.idx, seq_id, seqs[seq_id].slots[l.idx], seqs[seq_id].q_sum[l.idx]);
+        }
+    }
+}
+
+void llama_kv_cache_infllm::drop_pagers(const std::string & why) {
+    LLAMA_LOG_WARN("%s: %s: from now on the host pages, which is slower\n", __func__, why.c_str());
+
+    synchronize();
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        pull_state(s);
+    }
+
+    std::lock_guard<std::mutex> lock(mutex);
+    for (const auto & l : layers) {
+        if (get_pager_api(l)) {
+            const auto add = pagers->get_stats(l.idx);
+            auto & c = stats[l.idx];
+            c.n_select       += add.n_select;
+            c.n_selected     += add.n_selected;
+            c.n_page_in      += add.n_page_in;
+            c.bytes_paged_in += add.n_page_in*(l.size_k + l.size_v);
+        }
+    }
+    old_pagers = std::move(pagers);
 }
 
 //
@@ -954,6 +1095,19 @@ void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
         const int64_t i0 = std::max<int64_t>(0, i1 - n_score);
         std::fill(data + j*n + i0, data + j*n + i1, 1.0f/(i1 - i0));
     }
+}
+
+void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    const infllm::pager_info info = {
+        /*.seq      =*/ seq_id,
+        /*.p0       =*/ int32_t(p0),
+        /*.n_tokens =*/ int32_t(ubatches[i_cur].n_tokens),
+        /*.n_block  =*/ int32_t(mem->seqs[seq_id].n_offload()),
+    };
+    static_assert(sizeof(info) == 4*sizeof(int32_t), "pager_info is what the tensor holds");
+    std::memcpy(dst->data, &info, sizeof(info));
 }
 
 void llama_kv_cache_infllm_context::set_input_q_shift(ggml_tensor * dst) const {

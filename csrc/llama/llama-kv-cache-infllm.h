@@ -1,5 +1,6 @@
 #pragma once
 
+#include "llama-infllm-pagers.h"
 #include "llama-infllm-rope.h"
 #include "llama-infllm.h"
 
@@ -137,7 +138,13 @@ public:
     // the scheduler of the graphs, so that host access to device buffers can wait for it
     void set_sched(ggml_backend_sched_t sched_cur) { sched = sched_cur; }
 
-    // the page op: take up the queries of the current ubatch, select, page in
+    // the page op of layers whose device pages by itself, else nullptr
+    const infllm::pager_api * get_pager_api(const layer & l) const { return pagers ? pagers->api(l.idx) : nullptr; }
+    infllm::page_op         * get_page_op  (const layer & l) const { return pagers ? pagers->op (l.idx) : nullptr; }
+
+    bool has_pagers() const { return pagers != nullptr; }
+
+    // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
     //   scores F32 [n_block_pad, n_sub]             or nullptr: products of representative keys and mean queries
     void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
@@ -208,6 +215,9 @@ private:
     std::vector<rope_table> ropes;
     std::vector<sequence>   seqs;
 
+    std::unique_ptr<llama_infllm_pagers> pagers;     // nullptr if there are none
+    std::unique_ptr<llama_infllm_pagers> old_pagers; // dropped, but their memory is still in the store
+
     std::unique_ptr<infllm::block_store> store;
 
     ggml_backend_sched_t sched = nullptr;
@@ -229,15 +239,13 @@ private:
     // work space of the page op
     std::vector<float>                       scores_block;
     std::vector<int32_t>                     selected;
-    std::vector<infllm::slot_table::page_in> page_ins;
+    std::vector<infllm::page_in>             page_ins;
     std::vector<float>                       rows;
     std::vector<uint8_t>                     bytes;
 
     //
     // state of a sequence
     //
-
-    uint32_t n_offload_next(const sequence & seq, uint32_t p0, uint32_t p1) const;
 
     void begin_ubatch(const ubatch_info & info);
     void offload (llama_seq_id seq_id, uint32_t n_offload);
@@ -246,6 +254,16 @@ private:
     void reset   (llama_seq_id seq_id);
 
     void update_gauges();
+
+    // false: the layer cannot be paged by its device
+    bool add_pager_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l);
+
+    // state of the layers whose devices page, to the host's tables and back
+    void pull_state(llama_seq_id seq_id);
+    void push_state(llama_seq_id seq_id);
+
+    // from now on the host pages for all layers
+    void drop_pagers(const std::string & why);
 
     //
     // data movement, one layer
@@ -307,6 +325,7 @@ public:
     void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
     void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk
     void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
+    void set_input_info   (ggml_tensor * dst) const; // I32 [4] what devices that page must know of the ubatch
 
 private:
     const llama_memory_status status;

@@ -35,6 +35,10 @@ llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_P
     prm.max_cached_blocks = 8;
     prm.n_score           = 8;
     prm.position          = position;
+
+    // all tests run in both ways, see CMakeLists.txt
+    const char * paging = std::getenv("INFLLM_TEST_PAGING");
+    prm.paging = paging && std::string(paging) == "device" ? LLAMA_INFLLM_PAGING_DEVICE : LLAMA_INFLLM_PAGING_HOST;
     return prm;
 }
 
@@ -370,6 +374,86 @@ TEST_P(InfllmPosition, QuantisedCachesPage) {
 //
 // memory operations
 //
+
+// the same blocks in the same slots, whoever pages, through all that can happen to a sequence
+TEST_P(InfllmPosition, DevicePagedEqualsHostPaged) {
+    for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        SCOPED_TRACE(ggml_type_name(type));
+
+        auto cprm = context_params();
+        cprm.type_k = type;
+        cprm.type_v = type;
+
+        context_ptr ctx[2];
+        for (int i = 0; i < 2; ++i) {
+            auto prm = small_params(GetParam());
+            prm.paging = i == 0 ? LLAMA_INFLLM_PAGING_HOST : LLAMA_INFLLM_PAGING_DEVICE;
+            ctx[i] = make_infllm(prm, cprm);
+            ASSERT_TRUE(ctx[i]);
+        }
+
+        const auto same = [&](const tokens_t & tokens) {
+            const auto logits = feed(ctx[0].get(), tokens);
+            EXPECT_EQ(max_diff(feed(ctx[1].get(), tokens), logits), 0.0f);
+
+            for (int32_t il = 0; il < llama_model_n_layer(model.get()); ++il) {
+                const auto host   = get_stats(ctx[0].get(), il);
+                const auto device = get_stats(ctx[1].get(), il);
+                EXPECT_EQ(device.n_select,       host.n_select);
+                EXPECT_EQ(device.n_selected,     host.n_selected);
+                EXPECT_EQ(device.n_page_in,      host.n_page_in) << "layer " << il;
+                EXPECT_EQ(device.bytes_paged_in, host.bytes_paged_in);
+            }
+        };
+
+        const auto tokens = random_tokens(256);
+        same(slice(tokens, 0, 70));    // fits
+        same(slice(tokens, 70, 190));  // overflows
+        for (size_t i = 190; i < 200; ++i) {
+            same(slice(tokens, i, i + 1));
+        }
+        for (auto & c : ctx) { // blocks come back into the ring
+            ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(c.get()), 0, 150, -1));
+        }
+        same(slice(tokens, 150, 256));
+        EXPECT_GT(get_stats(ctx[1].get()).n_page_in, 0u);
+
+        for (auto & c : ctx) {
+            llama_memory_clear(llama_get_memory(c.get()), false);
+            llama_infllm_reset_stats(c.get());
+        }
+        same(slice(tokens, 0, 200));
+    }
+}
+
+// memory that can be pinned runs out in the middle: the host takes over what the device has done
+TEST_P(InfllmPosition, HostTakesOverFromTheDevice) {
+    auto prm = small_params(GetParam());
+    prm.paging = LLAMA_INFLLM_PAGING_HOST;
+    auto host = make_infllm(prm);
+    ASSERT_TRUE(host);
+
+    const auto tokens = random_tokens(240);
+    feed(host.get(), slice(tokens, 0, 180));
+
+    prm.paging           = LLAMA_INFLLM_PAGING_DEVICE;
+    prm.pinned_max_bytes = get_stats(host.get()).bytes_store;
+    auto device = make_infllm(prm);
+    ASSERT_TRUE(device);
+    feed(device.get(), slice(tokens, 0, 180));
+
+    EXPECT_EQ(max_diff(feed(device.get(), slice(tokens, 180, 240)), feed(host.get(), slice(tokens, 180, 240))), 0.0f);
+    EXPECT_EQ(get_stats(device.get()).n_page_in, get_stats(host.get()).n_page_in);
+
+    // tracing needs the scores, which a device keeps to itself
+    auto traced = make_infllm(prm);
+    ASSERT_TRUE(traced);
+    feed(traced.get(), slice(tokens, 0, 180));
+    int n_event = 0;
+    llama_infllm_set_trace(traced.get(), [](const llama_infllm_trace_event *, void * n) { ++*static_cast<int *>(n); }, &n_event);
+    feed(traced.get(), slice(tokens, 180, 184));
+    EXPECT_EQ(n_event, llama_model_n_layer(model.get()));
+}
 
 TEST_P(InfllmPosition, TruncatedBelowTheBufferIsExact) {
     auto ctx   = make_infllm(small_params(GetParam()));

@@ -135,7 +135,7 @@ void run_stream(uint32_t n_slot, int32_t n_block, uint32_t n_select, bool with_r
         const std::set<int32_t> selected(all.begin(), all.begin() + n);
 
         const auto before = contents(table);
-        std::vector<slot_table::page_in> page_ins;
+        std::vector<infllm::page_in> page_ins;
         table.update(all.data(), n, page_ins);
         const auto after = contents(table);
 
@@ -175,7 +175,7 @@ TEST(SlotTable, FollowsTheModelWithRemovals)    { run_stream(12, 48, 6, true,  5
 
 TEST(SlotTable, FewerBlocksThanSlotsPageInOnce) {
     slot_table table(8);
-    std::vector<slot_table::page_in> page_ins;
+    std::vector<infllm::page_in> page_ins;
 
     const int32_t blocks[] = { 4, 2, 0, 1, 3 };
     table.update(blocks, 5, page_ins);
@@ -195,7 +195,7 @@ TEST(SlotTable, SelectedBlockIsNeverEvicted) {
     }
 
     // block 0 is the least recently used one, but selected
-    std::vector<slot_table::page_in> page_ins;
+    std::vector<infllm::page_in> page_ins;
     const int32_t selected[] = { 7, 8, 0 };
     table.update(selected, 3, page_ins);
 
@@ -210,7 +210,7 @@ TEST(SlotTable, NewerAssignmentIsMoreRecentlyUsed) {
     table.assign(2, 11);
     table.assign(0, 12);
 
-    std::vector<slot_table::page_in> page_ins;
+    std::vector<infllm::page_in> page_ins;
     const int32_t selected[] = { 20, 21 };
     table.update(selected, 2, page_ins);
 
@@ -243,7 +243,7 @@ TEST(SlotTable, RemoveFromFreesTheSlots) {
     EXPECT_EQ(table.slot_of(0), 3);
 
     // the free slots are taken first
-    std::vector<slot_table::page_in> page_ins;
+    std::vector<infllm::page_in> page_ins;
     const int32_t selected[] = { 8, 9 };
     table.update(selected, 2, page_ins);
     EXPECT_EQ(table.slot_of(1), 2);

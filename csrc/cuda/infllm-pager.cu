@@ -1,0 +1,291 @@
+// The pager of CUDA devices: the functions of pager.h as kernels. Selection, slot bookkeeping and copies run in the stream of
+// the graph, with nothing read by the host; stored blocks lie in pinned host memory that kernels read over the bus.
+
+#include "infllm-cuda.cuh"
+
+#include "../infllm/pager-api.h"
+
+#include "common.cuh"
+
+#include <algorithm>
+#include <vector>
+
+namespace infllm {
+
+static constexpr uint32_t N_THREADS_SELECT = 1024;
+static constexpr uint32_t N_THREADS        = 256;
+static constexpr uint32_t N_PART           = 8;  // thread blocks that copy a block, so that the loads in flight fill the bus
+static constexpr uint32_t N_STAGED_MAX     = 16; // blocks on their way to the host
+
+struct thread_block {
+    __device__ uint32_t rank() const { return threadIdx.x; }
+    __device__ uint32_t size() const { return blockDim.x; }
+    __device__ void     sync() const { __syncthreads(); }
+    __device__ uint32_t add(uint32_t * p, uint32_t n) const { return atomicAdd(p, n); }
+};
+
+//
+// kernels
+//
+
+static __global__ void select_kernel(
+        const pager_layer l, const pager_info * info, const float * q, const uint32_t q_nb1, const uint32_t q_nb2,
+        const float * scores, const uint32_t n_block_pad, const uint32_t n_sub) {
+    extern __shared__ uint64_t data[];
+    __shared__ page_scratch scratch;
+
+    if (threadIdx.x == 0) {
+        scratch.init(l, data);
+    }
+    __syncthreads();
+    page_select(thread_block(), l, *info, q, q_nb1, q_nb2, scores, n_block_pad, n_sub, scratch);
+}
+
+// blocks may still be on their way to the host: n_stored have arrived
+static __device__ void wait_for_block(const uint32_t * n_stored, uint32_t block) {
+    if (threadIdx.x == 0) {
+        while (*(const volatile uint32_t *) n_stored <= block) {
+            __nanosleep(200);
+        }
+        __threadfence_system();
+    }
+    __syncthreads();
+}
+
+static __global__ void gather_kernel(const pager_layer l, const pager_info * info, const uint32_t * n_stored) {
+    const uint32_t seq = info->seq;
+    const uint32_t i   = blockIdx.x/N_PART;
+
+    const pager_state state = pager_state::of(l, seq);
+    if (i >= *state.n_page_in) {
+        return;
+    }
+    wait_for_block(n_stored + seq, state.page_ins[i].block);
+    page_gather(thread_block(), l, seq, i, blockIdx.x%N_PART, N_PART);
+}
+
+static __global__ void store_kernel(
+        const pager_layer * layers, const uint32_t seq, const uint32_t block0, const uint32_t shift, const uint32_t n_tokens,
+        uint8_t * staging, const uint64_t begin, const uint64_t size) {
+    extern __shared__ uint64_t data[];
+
+    const pager_layer & l = layers[blockIdx.y];
+
+    store_scratch scratch;
+    scratch.init(l, data);
+
+    const uint32_t block = block0 + blockIdx.x;
+    pager_store(thread_block(), l, seq, block, block - shift, last_query_block(l.cells, block, n_tokens),
+            staging + blockIdx.x*size - begin, scratch);
+}
+
+static __global__ void rotate_kernel(
+        const pager_layer * layers, const uint32_t seq, const uint32_t block0, const uint32_t p1, const uint32_t src,
+        const uint32_t dst) {
+    const pager_layer & l = layers[blockIdx.y];
+
+    const uint32_t block = block0 + blockIdx.x;
+    const uint32_t left  = p1 - l.cells.block_pos(block);
+    pager_rotate(thread_block(), l, seq, block, left < l.cells.block_size ? left : l.cells.block_size, src, dst);
+}
+
+static __global__ void set_kernel(uint32_t * p, const uint32_t value) {
+    *p = value;
+}
+
+//
+// the pager
+//
+
+// Two streams of its own: what must be done before the next graph starts, and copies to the host that may overlap it.
+struct pager {
+    int device;
+
+    std::vector<pager_layer> layers;
+
+    uint64_t begin; // of the layers' part of a stored block
+    uint64_t size;
+    uint64_t store_smem;
+
+    pager_layer * d_layers = nullptr;
+    uint32_t    * n_stored = nullptr; // [n_seq] blocks that have arrived in the store
+    uint8_t     * staging  = nullptr; // [N_STAGED_MAX] parts of blocks
+
+    cudaStream_t stream      = nullptr;
+    cudaStream_t stream_copy = nullptr;
+    cudaEvent_t  staged      = nullptr;
+    cudaEvent_t  copied      = nullptr;
+};
+
+static void * alloc(size_t size) {
+    void * ptr = nullptr;
+    if (cudaHostAlloc(&ptr, size, cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
+        (void) cudaGetLastError();
+        return nullptr;
+    }
+    return ptr;
+}
+
+static void free(void * ptr) {
+    CUDA_CHECK(cudaFreeHost(ptr));
+}
+
+static void destroy(pager * p) {
+    ggml_cuda_set_device(p->device);
+    if (p->stream) {
+        CUDA_CHECK(cudaStreamSynchronize(p->stream));
+        CUDA_CHECK(cudaStreamDestroy(p->stream));
+    }
+    if (p->stream_copy) {
+        CUDA_CHECK(cudaStreamSynchronize(p->stream_copy));
+        CUDA_CHECK(cudaStreamDestroy(p->stream_copy));
+    }
+    for (cudaEvent_t event : { p->staged, p->copied }) {
+        if (event) {
+            CUDA_CHECK(cudaEventDestroy(event));
+        }
+    }
+    CUDA_CHECK(cudaFree(p->d_layers));
+    CUDA_CHECK(cudaFree(p->n_stored));
+    CUDA_CHECK(cudaFree(p->staging));
+    delete p;
+}
+
+static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_seq, uint64_t block_bytes) {
+    cudaPointerAttributes attr;
+    CUDA_CHECK(cudaPointerGetAttributes(&attr, layers[0].k));
+
+    auto * p = new pager;
+    p->device     = attr.device;
+    p->layers     = { layers, layers + n_layer };
+    p->begin      = block_bytes;
+    p->store_smem = 0;
+
+    uint64_t end = 0;
+    for (const auto & l : p->layers) {
+        p->begin      = std::min(p->begin, l.offset);
+        end           = std::max(end, l.offset + l.size_k() + l.size_v() + l.n_embd_k()*sizeof(float));
+        p->store_smem = std::max(p->store_smem, store_scratch::size(l));
+    }
+    p->size = end - p->begin;
+
+    ggml_cuda_set_device(p->device);
+    const bool ok =
+        cudaMalloc(&p->d_layers, n_layer*sizeof(pager_layer)) == cudaSuccess &&
+        cudaMalloc(&p->n_stored, n_seq*sizeof(uint32_t))      == cudaSuccess &&
+        cudaMalloc(&p->staging,  N_STAGED_MAX*p->size)        == cudaSuccess;
+    if (!ok) {
+        (void) cudaGetLastError();
+        destroy(p);
+        return nullptr;
+    }
+    CUDA_CHECK(cudaMemcpy(p->d_layers, layers, n_layer*sizeof(pager_layer), cudaMemcpyHostToDevice));
+    CUDA_CHECK(cudaMemset(p->n_stored, 0, n_seq*sizeof(uint32_t)));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&p->stream,      cudaStreamNonBlocking));
+    CUDA_CHECK(cudaStreamCreateWithFlags(&p->stream_copy, cudaStreamNonBlocking));
+    CUDA_CHECK(cudaEventCreateWithFlags(&p->staged, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreateWithFlags(&p->copied, cudaEventDisableTiming));
+    return p;
+}
+
+// The ring is copied aside within the device, which is fast, and from there to the host while the next graph runs.
+static void store(pager * p, const store_job & job) {
+    ggml_cuda_set_device(p->device);
+
+    uint32_t * n_stored = p->n_stored + job.seq;
+
+    CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
+    set_kernel<<<1, 1, 0, p->stream>>>(n_stored, job.block0);
+
+    for (uint32_t i0 = 0; i0 < job.n_block; i0 += N_STAGED_MAX) {
+        const uint32_t n = std::min(N_STAGED_MAX, job.n_block - i0);
+
+        CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
+        const dim3 grid(n, p->layers.size());
+        store_kernel<<<grid, N_THREADS, p->store_smem, p->stream>>>(
+                p->d_layers, job.seq, job.block0 + i0, job.shift, job.n_tokens, p->staging, p->begin, p->size);
+        CUDA_CHECK(cudaGetLastError());
+        CUDA_CHECK(cudaEventRecord(p->staged, p->stream));
+
+        CUDA_CHECK(cudaStreamWaitEvent(p->stream_copy, p->staged));
+        for (uint32_t i = 0; i < n; ++i) {
+            CUDA_CHECK(cudaMemcpyAsync(job.data[i0 + i] + p->begin, p->staging + i*p->size, p->size,
+                    cudaMemcpyDeviceToHost, p->stream_copy));
+        }
+        set_kernel<<<1, 1, 0, p->stream_copy>>>(n_stored, job.block0 + i0 + n);
+        CUDA_CHECK(cudaEventRecord(p->copied, p->stream_copy));
+    }
+
+    CUDA_CHECK(cudaStreamSynchronize(p->stream));
+}
+
+static void rotate(pager * p, const rotate_job & job) {
+    const auto & cells = p->layers[0].cells;
+    if (job.p1 <= cells.block_pos(job.block0)) {
+        return;
+    }
+
+    ggml_cuda_set_device(p->device);
+
+    const dim3 grid(cells.block_of(job.p1 - 1) - job.block0 + 1, p->layers.size());
+    rotate_kernel<<<grid, N_THREADS, 0, p->stream>>>(p->d_layers, job.seq, job.block0, job.p1, job.src, job.dst);
+    CUDA_CHECK(cudaGetLastError());
+    CUDA_CHECK(cudaStreamSynchronize(p->stream));
+}
+
+static void wait(pager * p) {
+    ggml_cuda_set_device(p->device);
+    CUDA_CHECK(cudaStreamSynchronize(p->stream_copy));
+}
+
+static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(dst);
+    GGML_UNUSED(ith);
+    GGML_UNUSED(nth);
+    GGML_UNUSED(userdata);
+    GGML_ABORT("the page op of a CUDA device was given to the CPU");
+}
+
+} // namespace infllm
+
+//
+// hooks
+//
+
+static ggml_custom_op_params get_params(const ggml_tensor * op) {
+    ggml_custom_op_params res;
+    memcpy(&res, op->op_params, sizeof(res));
+    return res;
+}
+
+bool ggml_cuda_infllm_supports(const ggml_tensor * op) {
+    return get_params(op).fun == infllm::page;
+}
+
+void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
+    using namespace infllm;
+
+    const auto   * op     = static_cast<const page_op *>(get_params(dst).userdata);
+    const auto   & l      = *op->layer;
+    const auto   * q      = dst->src[0];
+    const auto   * info   = static_cast<const pager_info *>(dst->src[1]->data);
+    const auto   * scores = dst->src[2];
+    cudaStream_t   stream = ctx.stream();
+
+    select_kernel<<<1, N_THREADS_SELECT, page_scratch::size(l), stream>>>(
+            l, info, static_cast<const float *>(q->data), q->nb[1]/sizeof(float), q->nb[2]/sizeof(float),
+            scores ? static_cast<const float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0);
+    CUDA_CHECK(cudaGetLastError());
+
+    if (scores) {
+        gather_kernel<<<l.topk*N_PART, N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
+        CUDA_CHECK(cudaGetLastError());
+    }
+}
+
+const void * ggml_cuda_infllm_pager_api() {
+    static const infllm::pager_api api = {
+        infllm::alloc, infllm::free, infllm::create, infllm::destroy, infllm::store, infllm::rotate, infllm::wait, infllm::page,
+    };
+    return &api;
+}

@@ -1,0 +1,80 @@
+#pragma once
+
+#include "pager.h"
+
+#include <cstddef>
+
+struct ggml_tensor;
+
+namespace infllm {
+
+// A device that pages by itself: its side of the page op, and what comes between ubatches. One pager serves the layers on
+// one device. Every call comes from the thread that computes.
+struct pager;
+
+// the blocks [block0, block0 + n_block) of a sequence leave the ring
+struct store_job {
+    uint32_t seq;
+    uint32_t block0;
+    uint32_t n_block;
+    uint32_t shift;    // by which frames lag behind blocks
+    uint32_t n_tokens; // of the sequence
+
+    uint8_t * const * data; // [n_block] where they go, in memory from alloc()
+};
+
+// the blocks [block0, ..) of the ring, up to position p1, are rotated from the positions of frame src to those of dst
+struct rotate_job {
+    uint32_t seq;
+    uint32_t block0;
+    uint32_t p1;
+    uint32_t src;
+    uint32_t dst;
+};
+
+struct pager_api {
+    // memory that host and device share, at one address; nullptr when there is none left
+    void * (*alloc)(size_t size);
+    void   (*free )(void * ptr);
+
+    pager * (*create )(const pager_layer * layers, uint32_t n_layer, uint32_t n_seq, uint64_t block_bytes);
+    void    (*destroy)(pager * p);
+
+    // Both return when the next graph may start. The data of stored blocks may arrive later: page ops wait for it by
+    // themselves, the host by wait().
+    void (*store )(pager * p, const store_job  & job);
+    void (*rotate)(pager * p, const rotate_job & job);
+    void (*wait  )(pager * p);
+
+    // a ggml_custom_op_t, to be told apart by its address
+    //   src[0] F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions
+    //   src[1] I32 [4]                            pager_info
+    //   src[2] F32 [n_block_pad, n_sub]           scores, may be missing
+    //   userdata                                  page_op
+    void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
+};
+
+struct page_op {
+    pager             * p;
+    const pager_layer * layer;
+};
+
+// whether the code in pager.h can handle such a layer
+inline bool pager_supports(const pager_layer & l) {
+    const uint64_t max_scratch = 40*1024; // of the 48 KiB that every CUDA device has
+    return l.n_embd_head_k <= PAGER_MAX_HEAD && (l.type_k == KV_F16 || l.n_embd_head_k%32 == 0) &&
+        page_scratch::size(l) <= max_scratch && store_scratch::size(l) <= max_scratch && l.repr_topk <= l.cells.block_size;
+}
+
+// where a block's queries end (see representatives.h)
+INFLLM_PORTABLE uint32_t last_query_block(const cell_layout & cells, uint32_t block, uint32_t n_tokens) {
+    const uint32_t n_window = cells.n_local/cells.block_size;
+    const uint32_t last     = block + (n_window > 0 ? n_window : 1);
+    const uint32_t end      = cells.block_of(n_tokens - 1);
+    return last < end ? last : end;
+}
+
+// the pager of the CPU: one thread, no copies that overlap
+const pager_api & host_pager_api();
+
+} // namespace infllm

@@ -1,0 +1,464 @@
+#pragma once
+
+#include "cell-layout.h"
+#include "kv-row.h"
+#include "slots.h"
+#include "topk.h"
+
+// The page op and what goes with it, as it runs on a device: every function here is the work of one group of threads.
+// csrc/cuda makes kernels of them; on the host they are the pager of the CPU, which tests the same code without a GPU.
+
+namespace infllm {
+
+// where the pager finds a stored block. frame: its keys are rotated to the positions block_pos(frame) ..
+struct block_ref {
+    const uint8_t * data;
+    uint64_t        frame;
+};
+
+struct pager_stats {
+    uint64_t n_select;
+    uint64_t n_selected;
+    uint64_t n_page_in;
+};
+
+// of a ubatch
+struct pager_info {
+    int32_t seq;
+    int32_t p0;
+    int32_t n_tokens;
+    int32_t n_block; // stored
+};
+
+// What the pager knows of a layer. Memory is the device's, but for the blocks, which host and device share. A stored block
+// holds for each layer K rows, V rows and a query sum F32 [n_embd_k()].
+struct pager_layer {
+    cell_layout cells;
+
+    uint32_t n_head;
+    uint32_t n_head_kv;
+    uint32_t n_embd_head_k;
+    uint32_t n_rot; // 0: no RoPE
+    uint32_t neox;
+    uint32_t remap; // position = "infllm": a block is rotated to the positions of its slot
+
+    uint32_t topk;
+    uint32_t repr_topk;
+    uint32_t n_chunk;
+    uint32_t n_block_max;
+
+    kv_type  type_k;
+    uint64_t row_k;  // bytes
+    uint64_t row_v;
+    uint64_t offset; // of the layer in a stored block
+
+    uint8_t  * k;      // [n_seq][n_cells_alloc] rows
+    uint8_t  * v;
+    uint16_t * repr;   // [n_seq][n_block_max][n_embd_k()] half floats
+    uint8_t  * state;  // [n_seq] see pager_state
+    float    * scores; // [n_block_max] work space
+
+    uint64_t stride_k; // bytes from one sequence to the next
+    uint64_t stride_v;
+
+    const block_ref * blocks;     // [n_seq][n_block_max]
+    const float     * rope_block; // [n_block_max + 1][n_rot/2][2] see rotation.h: to the first position of every block
+    const float     * rope_undo;  // [block_size]     [n_rot/2][2] back from an offset in a block
+
+    INFLLM_PORTABLE uint32_t n_embd_k() const { return n_head_kv*n_embd_head_k; }
+    INFLLM_PORTABLE uint64_t size_k()   const { return cells.block_size*row_k; }
+    INFLLM_PORTABLE uint64_t size_v()   const { return cells.block_size*row_v; }
+
+    // of a cell of the resident buffer
+    INFLLM_PORTABLE uint8_t * k_cell(uint32_t seq, uint32_t cell) const { return k + seq*stride_k + cell*row_k; }
+    INFLLM_PORTABLE uint8_t * v_cell(uint32_t seq, uint32_t cell) const { return v + seq*stride_v + cell*row_v; }
+};
+
+// What changes from ubatch to ubatch, of a layer and a sequence.
+struct pager_state {
+    pager_stats * stats;
+    slot_view     slots;
+    float       * q_sum;     // [n_chunk][n_embd_k] sums of the queries of each block of positions not yet stored
+    page_in     * page_ins;  // [topk] of the current ubatch
+    uint32_t    * n_page_in; // [1]
+
+    INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
+        const uint64_t n = sizeof(pager_stats) + sizeof(uint64_t)*(1 + l.cells.n_slot) +
+            sizeof(float)*l.n_chunk*l.n_embd_k() + sizeof(int32_t)*l.cells.n_slot + sizeof(page_in)*l.topk + sizeof(uint32_t);
+        return (n + 15)/16*16;
+    }
+
+    INFLLM_PORTABLE static pager_state at(const pager_layer & l, uint8_t * data) {
+        pager_state res;
+        res.stats        = (pager_stats *) data;
+        res.slots.tick   = (uint64_t *) (res.stats + 1);
+        res.slots.used   = res.slots.tick + 1;
+        res.slots.n_slot = l.cells.n_slot;
+        res.q_sum        = (float *) (res.slots.used + l.cells.n_slot);
+        res.slots.block  = (int32_t *) (res.q_sum + uint64_t(l.n_chunk)*l.n_embd_k());
+        res.page_ins     = (page_in *) (res.slots.block + l.cells.n_slot);
+        res.n_page_in    = (uint32_t *) (res.page_ins + l.topk);
+        return res;
+    }
+
+    INFLLM_PORTABLE static pager_state of(const pager_layer & l, uint32_t seq) {
+        return at(l, l.state + seq*size(l));
+    }
+};
+
+//
+// rows
+//
+
+struct alignas(16) bytes16 {
+    uint32_t x[4];
+};
+
+// four loads in flight for every thread: the source may be on the other side of a bus
+template <typename Group>
+INFLLM_PORTABLE void copy_bytes(const Group & g, uint8_t * dst, const uint8_t * src, uint64_t n) {
+    uint64_t done = 0;
+    if ((uintptr_t(dst) | uintptr_t(src))%sizeof(bytes16) == 0) {
+        const uint64_t n16  = n/sizeof(bytes16);
+        const uint64_t step = g.size();
+
+        auto * d = (bytes16 *) dst;
+        auto * s = (const bytes16 *) src;
+
+        uint64_t i = g.rank();
+        for (; i + 3*step < n16; i += 4*step) {
+            const bytes16 a = s[i];
+            const bytes16 b = s[i +   step];
+            const bytes16 c = s[i + 2*step];
+            const bytes16 e = s[i + 3*step];
+            d[i]          = a;
+            d[i +   step] = b;
+            d[i + 2*step] = c;
+            d[i + 3*step] = e;
+        }
+        for (; i < n16; i += step) {
+            d[i] = s[i];
+        }
+        done = n16*sizeof(bytes16);
+    }
+    for (uint64_t i = done + g.rank(); i < n; i += g.size()) {
+        dst[i] = src[i];
+    }
+}
+
+// cosine and sine of a rotation for pair i
+struct cos_sin {
+    float c;
+    float s;
+
+    INFLLM_PORTABLE cos_sin inverse() const { return { c, -s }; }
+};
+
+INFLLM_PORTABLE cos_sin operator*(const cos_sin & a, const cos_sin & b) {
+    return { a.c*b.c - a.s*b.s, a.c*b.s + a.s*b.c };
+}
+
+INFLLM_PORTABLE cos_sin rope_at(const float * table, uint32_t n_rot, uint32_t row, uint32_t i) {
+    const float * cs = table + uint64_t(row)*n_rot + 2*i;
+    return { cs[0], cs[1] };
+}
+
+// from the positions of block frame src to those of dst
+INFLLM_PORTABLE cos_sin rope_move(const pager_layer & l, uint32_t src, uint32_t dst, uint32_t i) {
+    return rope_at(l.rope_block, l.n_rot, dst, i)*rope_at(l.rope_block, l.n_rot, src, i).inverse();
+}
+
+// the dimensions of pair i
+INFLLM_PORTABLE uint32_t rope_dim0(const pager_layer & l, uint32_t i) { return l.neox ? i : 2*i; }
+INFLLM_PORTABLE uint32_t rope_dim1(const pager_layer & l, uint32_t i) { return l.neox ? i + l.n_rot/2 : 2*i + 1; }
+
+static constexpr uint32_t PAGER_MAX_HEAD = 256; // values of a head that a thread holds
+
+// rotate n rows of K, in place
+template <typename Group>
+INFLLM_PORTABLE void rotate_k(const Group & g, const pager_layer & l, uint8_t * rows, uint32_t n, uint32_t src, uint32_t dst) {
+    const uint32_t n_pair = l.n_rot/2;
+
+    if (l.type_k == KV_F16) {
+        for (uint64_t i = g.rank(); i < uint64_t(n)*l.n_head_kv*n_pair; i += g.size()) {
+            const uint32_t pair = i%n_pair;
+            auto * x = (uint16_t *) rows + i/n_pair*l.n_embd_head_k; // rows are contiguous
+
+            uint16_t & x0 = x[rope_dim0(l, pair)];
+            uint16_t & x1 = x[rope_dim1(l, pair)];
+
+            const cos_sin r = rope_move(l, src, dst, pair);
+            const float   a = half_to_float(x0);
+            const float   b = half_to_float(x1);
+            x0 = half_from_float(a*r.c - b*r.s);
+            x1 = half_from_float(a*r.s + b*r.c);
+        }
+        return;
+    }
+
+    // blocks of 32 values share a scale: a thread does a head
+    const uint64_t head_bytes = kv_row_bytes(l.type_k, l.n_embd_head_k);
+    for (uint64_t i = g.rank(); i < uint64_t(n)*l.n_head_kv; i += g.size()) {
+        uint8_t * head = rows + i/l.n_head_kv*l.row_k + i%l.n_head_kv*head_bytes;
+
+        float x[PAGER_MAX_HEAD];
+        for (uint32_t j = 0; j < l.n_embd_head_k; ++j) {
+            x[j] = kv_load(l.type_k, head, j);
+        }
+        for (uint32_t pair = 0; pair < n_pair; ++pair) {
+            float & x0 = x[rope_dim0(l, pair)];
+            float & x1 = x[rope_dim1(l, pair)];
+
+            const cos_sin r = rope_move(l, src, dst, pair);
+            const float   a = x0;
+            const float   b = x1;
+            x0 = a*r.c - b*r.s;
+            x1 = a*r.s + b*r.c;
+        }
+        for (uint32_t j = 0; j < l.n_embd_head_k; j += 32) {
+            kv_store_block(l.type_k, head + kv_row_bytes(l.type_k, j), x + j);
+        }
+    }
+}
+
+//
+// the page op
+//
+
+// work space, shared by the group
+struct page_scratch {
+    topk_scratch topk;
+    uint64_t   * keys;     // [topk]
+    int32_t    * selected; // [topk]
+    int32_t    * where;    // [topk]
+    uint32_t   * order;    // [n_slot]
+
+    INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
+        return l.topk*(sizeof(uint64_t) + 2*sizeof(int32_t)) + l.cells.n_slot*sizeof(uint32_t);
+    }
+
+    INFLLM_PORTABLE void init(const pager_layer & l, void * data) {
+        keys     = (uint64_t *) data;
+        selected = (int32_t  *) (keys + l.topk);
+        where    = selected + l.topk;
+        order    = (uint32_t *) (where + l.topk);
+    }
+};
+
+// Take up the queries of the ubatch, then select.
+//   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]
+//   scores [n_sub][n_block_pad] products of representative keys and mean queries; nullptr: nothing is stored
+template <typename Group>
+INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
+        const float * q, uint32_t q_nb1, uint32_t q_nb2, const float * scores, uint32_t n_block_pad, uint32_t n_sub,
+        page_scratch & scratch) {
+    const pager_state state = pager_state::of(l, info.seq);
+
+    const uint32_t p0     = info.p0;
+    const uint32_t p1     = info.p0 + info.n_tokens;
+    const uint32_t n_embd = l.n_embd_k();
+
+    // queries of the init tokens belong to no block
+    const uint32_t block0  = p0 < l.cells.n_init ? 0 : l.cells.block_of(p0);
+    const uint32_t n_chunk = p1 <= l.cells.n_init ? 0 : l.cells.block_of(p1 - 1) - block0 + 1;
+    const uint32_t n_group = l.n_head/l.n_head_kv;
+    for (uint32_t i = g.rank(); i < n_chunk*n_embd; i += g.size()) {
+        const uint32_t c = i/n_embd;
+        const uint32_t h = i%n_embd/l.n_embd_head_k;
+        const uint32_t e = i%l.n_embd_head_k;
+
+        float * acc = state.q_sum + uint64_t((block0 + c)%l.n_chunk)*n_embd + i%n_embd;
+        float   sum = l.cells.block_pos(block0 + c) >= p0 ? 0.0f : *acc;
+        for (uint32_t j = 0; j < n_group; ++j) {
+            sum += q[c*q_nb2 + (h*n_group + j)*q_nb1 + e];
+        }
+        *acc = sum;
+    }
+
+    const uint32_t n_block = info.n_block;
+    if (g.rank() == 0) {
+        *state.n_page_in = 0;
+    }
+    if (!scores || n_block == 0) {
+        return;
+    }
+
+    for (uint32_t b = g.rank(); b < n_block; b += g.size()) {
+        float best = scores[b];
+        for (uint32_t s = 1; s < n_sub; ++s) {
+            best = fmaxf(best, scores[uint64_t(s)*n_block_pad + b]);
+        }
+        l.scores[b] = best;
+    }
+    g.sync();
+
+    const uint32_t n = l.topk < n_block ? l.topk : n_block;
+    select_topk (g, l.scores, n_block, n, scratch.topk, scratch.keys, scratch.selected);
+    update_slots(g, state.slots, scratch.selected, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
+
+    if (g.rank() == 0) {
+        state.stats->n_select   += 1;
+        state.stats->n_selected += n;
+        state.stats->n_page_in  += *state.n_page_in;
+    }
+}
+
+// copy part of the rows of page-in i into its slot; nothing if there are fewer
+template <typename Group>
+INFLLM_PORTABLE void page_gather(const Group & g, const pager_layer & l, uint32_t seq, uint32_t i, uint32_t part, uint32_t n_part) {
+    const pager_state state = pager_state::of(l, seq);
+    if (i >= *state.n_page_in) {
+        return;
+    }
+
+    const page_in   p   = state.page_ins[i];
+    const block_ref ref = l.blocks[uint64_t(seq)*l.n_block_max + p.block];
+
+    const uint32_t row0 = uint64_t(l.cells.block_size)* part     /n_part;
+    const uint32_t row1 = uint64_t(l.cells.block_size)*(part + 1)/n_part;
+    const uint32_t cell = l.cells.slot_cell(p.slot) + row0;
+
+    const uint8_t * src_k = ref.data + l.offset;
+    const uint8_t * src_v = src_k + l.size_k();
+
+    copy_bytes(g, l.k_cell(seq, cell), src_k + row0*l.row_k, (row1 - row0)*l.row_k);
+    copy_bytes(g, l.v_cell(seq, cell), src_v + row0*l.row_v, (row1 - row0)*l.row_v);
+
+    if (l.remap && l.n_rot > 0 && ref.frame != p.slot) {
+        g.sync();
+        rotate_k(g, l, l.k_cell(seq, cell), row1 - row0, uint32_t(ref.frame), p.slot);
+    }
+}
+
+//
+// between ubatches
+//
+
+// work space of pager_store(), shared by the group
+struct store_scratch {
+    float   * q;     // [n_embd_k]
+    float   * score; // [n_head_kv][block_size]
+    int32_t * best;  // [n_head_kv][repr_topk]
+
+    INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
+        return sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_kv)*(l.cells.block_size + l.repr_topk));
+    }
+
+    INFLLM_PORTABLE void init(const pager_layer & l, void * data) {
+        q     = (float *) data;
+        score = q + l.n_embd_k();
+        best  = (int32_t *) (score + uint64_t(l.n_head_kv)*l.cells.block_size);
+    }
+};
+
+// A block leaves the ring: its rows and its query sum go to dst, which is laid out as a stored block, and its
+// representative key (see representatives.h) into its place.
+//   frame  its keys are rotated to the positions of this block
+//   last   last block of the queries that follow it in its local window
+template <typename Group>
+INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block, uint32_t frame,
+        uint32_t last, uint8_t * dst, const store_scratch & s) {
+    const pager_state state = pager_state::of(l, seq);
+
+    const uint32_t n_embd = l.n_embd_k();
+    const uint32_t n_head = l.n_head_kv;
+    const uint32_t size   = l.cells.block_size;
+    const uint32_t cell   = l.cells.cell(l.cells.block_pos(block));
+
+    const uint8_t * k = l.k_cell(seq, cell);
+
+    dst += l.offset;
+    copy_bytes(g, dst,                k,                   l.size_k());
+    copy_bytes(g, dst + l.size_k(),   l.v_cell(seq, cell), l.size_v());
+    copy_bytes(g, dst + l.size_k() + l.size_v(),
+            (const uint8_t *) (state.q_sum + uint64_t(block%l.n_chunk)*n_embd), n_embd*sizeof(float));
+
+    for (uint32_t i = g.rank(); i < n_embd; i += g.size()) {
+        s.q[i] = 0.0f;
+        for (uint32_t b = block + 1; b <= last; ++b) {
+            s.q[i] += state.q_sum[uint64_t(b%l.n_chunk)*n_embd + i];
+        }
+    }
+    g.sync();
+    for (uint32_t i = g.rank(); i < n_head*size; i += g.size()) {
+        const uint32_t h = i/size;
+        float sum = 0.0f;
+        for (uint32_t j = h*l.n_embd_head_k; j < (h + 1)*l.n_embd_head_k; ++j) {
+            sum += s.q[j]*kv_load(l.type_k, k + i%size*l.row_k, j);
+        }
+        s.score[i] = sum;
+    }
+    g.sync();
+    for (uint32_t i = g.rank(); i < n_head*size; i += g.size()) {
+        const float  * score = s.score + i/size*size;
+        const uint64_t key   = topk_key(s.score[i], i%size);
+        uint32_t rank = 0;
+        for (uint32_t m = 0; m < size; ++m) {
+            rank += topk_key(score[m], m) > key;
+        }
+        if (rank < l.repr_topk) {
+            s.best[i/size*l.repr_topk + rank] = int32_t(i%size);
+        }
+    }
+    g.sync();
+
+    uint16_t * repr = l.repr + (uint64_t(seq)*l.n_block_max + block)*n_embd;
+    const float weight = 1.0f/l.repr_topk;
+
+    // dimensions that are rotated go in pairs
+    const uint32_t n_pair = l.n_rot/2;
+    const uint32_t n_item = n_pair + l.n_embd_head_k - l.n_rot;
+    for (uint32_t i = g.rank(); i < n_head*n_item; i += g.size()) {
+        const uint32_t h    = i/n_item;
+        const uint32_t item = i%n_item;
+        const uint32_t head = h*l.n_embd_head_k;
+        const uint32_t d0   = item < n_pair ? rope_dim0(l, item) : item - n_pair + l.n_rot;
+        const uint32_t d1   = item < n_pair ? rope_dim1(l, item) : d0;
+
+        float sum0 = 0.0f;
+        float sum1 = 0.0f;
+        for (uint32_t r = 0; r < l.repr_topk; ++r) {
+            const uint32_t  m   = s.best[h*l.repr_topk + r];
+            const uint8_t * row = k + m*l.row_k;
+            const float     a   = kv_load(l.type_k, row, head + d0);
+            const float     b   = kv_load(l.type_k, row, head + d1);
+
+            cos_sin undo = { 1.0f, 0.0f };
+            if (item < n_pair) {
+                undo = rope_at(l.rope_block, l.n_rot, frame, item).inverse()*rope_at(l.rope_undo, l.n_rot, m, item);
+            }
+            sum0 += (a*undo.c - b*undo.s)*weight;
+            sum1 += (a*undo.s + b*undo.c)*weight;
+        }
+        repr[head + d0] = half_from_float(sum0);
+        if (d1 != d0) {
+            repr[head + d1] = half_from_float(sum1);
+        }
+    }
+}
+
+// rotate the first n rows of a block in the ring, and its query sum, from the positions of frame src to those of dst
+template <typename Group>
+INFLLM_PORTABLE void pager_rotate(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block, uint32_t n,
+        uint32_t src, uint32_t dst) {
+    if (l.n_rot == 0) {
+        return;
+    }
+    rotate_k(g, l, l.k_cell(seq, l.cells.cell(l.cells.block_pos(block))), n, src, dst);
+
+    const uint32_t n_pair = l.n_rot/2;
+    float * q_sum = pager_state::of(l, seq).q_sum + uint64_t(block%l.n_chunk)*l.n_embd_k();
+    for (uint32_t i = g.rank(); i < l.n_head_kv*n_pair; i += g.size()) {
+        float * x  = q_sum + i/n_pair*l.n_embd_head_k;
+        float & x0 = x[rope_dim0(l, i%n_pair)];
+        float & x1 = x[rope_dim1(l, i%n_pair)];
+
+        const cos_sin r = rope_move(l, src, dst, i%n_pair);
+        const float   a = x0;
+        const float   b = x1;
+        x0 = a*r.c - b*r.s;
+        x1 = a*r.s + b*r.c;
+    }
+}
+
+} // namespace infllm
