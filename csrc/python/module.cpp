@@ -68,7 +68,11 @@ PYBIND11_MODULE(_core, m) {
         .def_readwrite("store_max_bytes",   &llama_infllm_params::store_max_bytes)
         .def_property("position",
             [](const llama_infllm_params & p)            { return (int) p.position; },
-            [](      llama_infllm_params & p, int value) { p.position = (llama_infllm_position) value; });
+            [](      llama_infllm_params & p, int value) { p.position = (llama_infllm_position) value; })
+        .def_readwrite("pinned_max_bytes",  &llama_infllm_params::pinned_max_bytes)
+        .def_property("paging",
+            [](const llama_infllm_params & p)            { return (int) p.paging; },
+            [](      llama_infllm_params & p, int value) { p.paging = (llama_infllm_paging) value; });
 
     m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 

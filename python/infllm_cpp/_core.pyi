@@ -49,6 +49,8 @@ class InfLLMParams:
     n_score: int
     position: int
     store_max_bytes: int
+    paging: int
+    pinned_max_bytes: int
     def __init__(self) -> None: ...
 
 def infllm_n_cells(params: InfLLMParams, n_ubatch: int) -> int: ...

@@ -74,6 +74,12 @@ class ModelOptions:
     store_max_bytes: Annotated[
         int | None, _option(_MEMORY, "Limit of the block store, bytes.", default="none")
     ] = _default.store_max_bytes
+    paging: Annotated[str, _option(_MEMORY, "auto, host or device: who copies blocks into slots.")] = (
+        _default.paging
+    )
+    pinned_max_bytes: Annotated[
+        int | None, _option(_MEMORY, "Limit of pinned memory when a device pages, bytes.", default="none")
+    ] = _default.pinned_max_bytes
 
     def config(self) -> InfLLMConfig | None:
         """The InfLLM memory that the options ask for; None with --no-infllm."""

@@ -9,8 +9,11 @@ from typing import Literal
 from . import _core
 
 Position = Literal["auto", "true", "infllm"]
+Paging = Literal["auto", "host", "device"]
 
 _POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")  # in the order of enum llama_infllm_position
+_PAGINGS: tuple[Paging, ...] = ("auto", "host", "device")  # in the order of enum llama_infllm_paging
+_CHOICES: dict[str, tuple[str, ...]] = {"position": _POSITIONS, "paging": _PAGINGS}
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
 
@@ -45,13 +48,19 @@ class InfLLMConfig:
         training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
     store_max_bytes : int or None
         Limit of the block store, bytes. ``None``: no limit.
+    paging : {"auto", "host", "device"}
+        Who selects blocks and copies them into slots. ``"device"``: the layer's device, in its stream (CUDA;
+        on the CPU it is there for tests). ``"host"``: the host, whatever device the layer is on.
+        ``"auto"``: the device where it can.
+    pinned_max_bytes : int or None
+        Limit of pinned host memory for devices that page, bytes; beyond it the host pages. ``None``: none.
 
     Raises
     ------
     ValueError
         When a value is out of range.
     TypeError
-        When a value is not an integer, or `position` not a string.
+        When a value is not an integer, or `position` or `paging` not a string.
 
     References
     ----------
@@ -68,19 +77,25 @@ class InfLLMConfig:
     n_score: int = _default.n_score
     position: Position = _POSITIONS[_default.position]
     store_max_bytes: int | None = _default.store_max_bytes or None
+    paging: Paging = _PAGINGS[_default.paging]
+    pinned_max_bytes: int | None = _default.pinned_max_bytes or None
 
     def __post_init__(self) -> None:
-        if self.position not in _POSITIONS:
-            raise ValueError(f"position = {self.position!r} is unknown: use 'auto', 'true' or 'infllm'")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "position" or (value is None and field.default is None):
+            if field.name in _CHOICES:
+                names = _CHOICES[field.name]
+                if value not in names:
+                    known = ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
+                    raise ValueError(f"{field.name} = {value!r} is unknown: use {known}")
+                continue
+            if value is None and field.default is None:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{field.name} = {value!r} is not an integer")
             # 0 is None in the C API: here it would say "none" and do the automatic thing
             limit_low = 1 if field.default is None else 0
-            limit_high = _UINT64_MAX if field.name == "store_max_bytes" else _UINT32_MAX
+            limit_high = _UINT64_MAX if field.name.endswith("_bytes") else _UINT32_MAX
             if not limit_low <= value <= limit_high:
                 hint = ", or None for the automatic value" if field.default is None else ""
                 raise ValueError(
@@ -92,14 +107,16 @@ class InfLLMConfig:
         params = _core.InfLLMParams()
         for field in fields(self):
             value = getattr(self, field.name)
-            setattr(params, field.name, _POSITIONS.index(value) if field.name == "position" else value or 0)
+            names = _CHOICES.get(field.name)
+            setattr(params, field.name, names.index(value) if names else value or 0)
         return params
 
     @classmethod
     def _from_params(cls, params: _core.InfLLMParams) -> InfLLMConfig:
         values = {field.name: getattr(params, field.name) for field in fields(cls)}
-        values["position"] = _POSITIONS[params.position]
+        values.update({name: names[values[name]] for name, names in _CHOICES.items()})
         values["store_max_bytes"] = params.store_max_bytes or None
+        values["pinned_max_bytes"] = params.pinned_max_bytes or None
         return cls(**values)
 
 

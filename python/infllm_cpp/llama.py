@@ -590,7 +590,8 @@ class Llama:
         ----------
         callback : callable or None
             Called with a `TraceEvent`; ``None`` ends the trace. Without the InfLLM memory nothing
-            is ever selected.
+            is ever selected. A device that pages keeps its scores to itself: from the first trace on the host
+            pages.
         """
         with self._computing():
             self._ctx.set_trace(callback is not None)

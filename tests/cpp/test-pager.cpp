@@ -270,7 +270,7 @@ TEST(KvRow, QuantisedValuesAreClose) {
             kv_store_block(type, block, x);
             for (uint32_t i = 0; i < 32; ++i) {
                 // half a step and the rounding of the scale; a step at the end of the range of q4_0 that has no value of its own
-                EXPECT_NEAR(kv_load(type, block, i), x[i], type == KV_Q8_0 ? 0.54f*max/127 : 1.01f*max/8);
+                EXPECT_NEAR(kv_load(type, block, i), x[i], type == KV_Q8_0 ? 0.57f*max/127 : 1.01f*max/8);
             }
         }
     }

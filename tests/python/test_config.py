@@ -14,14 +14,14 @@ def test_the_defaults_are_the_librarys() -> None:
     config = InfLLMConfig()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name == "position":
+        if field.name in ("position", "paging"):
             assert value == "auto"
         else:
             assert (value or 0) == getattr(params, field.name), field.name
 
 
 def test_a_config_survives_the_way_through_the_c_api() -> None:
-    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8)
+    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9)
     assert InfLLMConfig._from_params(config._to_params()) == config
 
 
@@ -34,6 +34,8 @@ def test_a_config_survives_the_way_through_the_c_api() -> None:
         ("max_cached_blocks", -4),
         ("store_max_bytes", 2**64),
         ("position", "far"),
+        ("paging", "gpu"),
+        ("pinned_max_bytes", 0),
     ],
 )
 def test_a_value_out_of_range_is_named(name: str, value: object) -> None:
