@@ -19,7 +19,8 @@ public:
         seq_id(mctx->get_seq_id()),
         n_kv(mctx->get_n_kv()),
         n_block(mctx->get_n_block()),
-        has_pagers(mctx->get_mem()->has_pagers()) {
+        has_pagers(mctx->get_mem()->has_pagers()),
+        has_scores(mctx->get_mem()->has_scores()) {
     }
 
     void set_input(const llama_ubatch * ubatch) override {
@@ -36,6 +37,10 @@ public:
         if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
         if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
         if (used(info))         { mctx_infllm->set_input_info   (info);         }
+
+        for (const auto & [il, t] : scores) {
+            mctx_infllm->set_input_scores(t, il);
+        }
     }
 
     bool can_reuse(const llm_graph_params & params) override {
@@ -45,7 +50,8 @@ public:
             seq_id  == mctx_infllm->get_seq_id() &&
             n_kv    == mctx_infllm->get_n_kv() &&
             n_block == mctx_infllm->get_n_block() &&
-            has_pagers == mctx_infllm->get_mem()->has_pagers();
+            has_pagers == mctx_infllm->get_mem()->has_pagers() &&
+            has_scores == mctx_infllm->get_mem()->has_scores();
     }
 
     // the same mask, as the input of attention over given keys and values
@@ -58,12 +64,15 @@ public:
     ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
     ggml_tensor * info    = nullptr; // I32 [4]
 
+    std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_block, 1], where they are given from outside
+
     ggml_cgraph * gf = nullptr; // until its readers are checked
 
     const llama_seq_id seq_id;
     const uint32_t     n_kv;
     const uint32_t     n_block;
     const bool         has_pagers;
+    const bool         has_scores;
 
 private:
     // Attention must read the resident buffer where it lies. Had the scheduler put it on another backend, it would read a
@@ -249,7 +258,11 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         ggml_tensor * scores = nullptr;
 
         const int64_t n_block = mctx->get_n_block();
-        if (n_block > 0) {
+        if (n_block > 0 && inp->has_scores) {
+            scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_block, 1);
+            ggml_set_input(scores);
+            inp->scores.push_back({ il, scores });
+        } else if (n_block > 0) {
             // all queries at one distance from the representative keys, whose RoPE is undone
             const auto  * rope = mem->get_rope(l);
             ggml_tensor * q    = rope ? rope->build(ctx0, q_cur, inp->q_shift) : q_cur;

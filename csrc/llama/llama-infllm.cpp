@@ -382,6 +382,17 @@ void llama_infllm_set_trace(llama_context * ctx, llama_infllm_trace_callback cal
     }
 }
 
+void llama_infllm_set_scores(llama_context * ctx, llama_infllm_score_callback callback, void * user_data) {
+    if (auto * mem = get_mem(ctx)) {
+        mem->set_scores(callback, user_data);
+    }
+}
+
+uint32_t llama_infllm_check_slots(llama_context * ctx) {
+    auto * mem = get_mem(ctx);
+    return mem ? mem->check_slots() : 0;
+}
+
 //
 // helpers
 //

@@ -124,6 +124,16 @@ LLAMA_API void llama_infllm_reset_stats(struct llama_context * ctx);
 // per-layer selection trace; NULL switches it off
 LLAMA_API void llama_infllm_set_trace(struct llama_context * ctx, llama_infllm_trace_callback callback, void * user_data);
 
+// Replace the scores of the stored blocks, of a layer and a ubatch, by others: to replay what was selected elsewhere, for
+// benchmarks. Called before the ubatch is computed; NULL switches it off.
+typedef void (*llama_infllm_score_callback)(int32_t il, uint32_t n_blocks, float * scores, void * user_data);
+
+LLAMA_API void llama_infllm_set_scores(struct llama_context * ctx, llama_infllm_score_callback callback, void * user_data);
+
+// Compare every slot with the block in the store that it should hold, rotated to its place: the number of slots, of all
+// layers and sequences, whose bytes differ. For tests; reads all that is resident.
+LLAMA_API uint32_t llama_infllm_check_slots(struct llama_context * ctx);
+
 #ifdef __cplusplus
 }
 #endif

@@ -531,6 +531,11 @@ void llama_kv_cache_infllm::set_trace(llama_infllm_trace_callback callback, void
     trace_user_data = user_data;
 }
 
+void llama_kv_cache_infllm::set_scores(llama_infllm_score_callback callback, void * user_data) {
+    score           = callback;
+    score_user_data = user_data;
+}
+
 void llama_kv_cache_infllm::update_gauges() {
     std::lock_guard<std::mutex> lock(mutex);
     for (size_t s = 0; s < seqs.size(); ++s) {
@@ -858,8 +863,8 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
     ggml_backend_tensor_set(l.repr, key_f16.data(), seq_id*l.repr->nb[2] + block*l.repr->nb[1], n_embd_k*sizeof(ggml_fp16_t));
 }
 
-void llama_kv_cache_infllm::load_block(
-        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame) {
+llama_kv_cache_infllm::block_rows llama_kv_cache_infllm::get_rows(
+        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t frame) {
     const auto & b = seqs[seq_id].blocks[block];
 
     const uint8_t * data_k = store->data(b.id) + l.offset;
@@ -871,8 +876,45 @@ void llama_kv_cache_infllm::load_block(
         data_k = bytes.data();
     }
 
-    ggml_backend_tensor_set(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
-    ggml_backend_tensor_set(l.v, data_v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
+    return { data_k, data_v };
+}
+
+void llama_kv_cache_infllm::load_block(
+        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame) {
+    const auto src = get_rows(l, seq_id, block, frame);
+
+    ggml_backend_tensor_set(l.k, src.k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
+    ggml_backend_tensor_set(l.v, src.v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
+}
+
+uint32_t llama_kv_cache_infllm::check_slots() {
+    synchronize();
+
+    uint32_t n_bad = 0;
+
+    std::vector<uint8_t> k;
+    std::vector<uint8_t> v;
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        pull_state(s);
+        for (const auto & l : layers) {
+            for (uint32_t i = 0; seqs[s].paging() && i < cells.n_slot; ++i) {
+                const int32_t block = seqs[s].slots[l.idx].block_at(i);
+                if (block < 0 || block >= int32_t(seqs[s].n_offload())) {
+                    n_bad++;
+                    continue;
+                }
+                const auto   src  = get_rows(l, s, block, i);
+                const size_t cell = cells.slot_cell(i);
+                k.resize(l.size_k);
+                v.resize(l.size_v);
+                ggml_backend_tensor_get(l.k, k.data(), s*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
+                ggml_backend_tensor_get(l.v, v.data(), s*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
+                n_bad += std::memcmp(k.data(), src.k, l.size_k) != 0 || std::memcmp(v.data(), src.v, l.size_v) != 0;
+            }
+        }
+    }
+
+    return n_bad;
 }
 
 void llama_kv_cache_infllm::rotate_cells(
@@ -1095,6 +1137,12 @@ void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
         const int64_t i0 = std::max<int64_t>(0, i1 - n_score);
         std::fill(data + j*n + i0, data + j*n + i1, 1.0f/(i1 - i0));
     }
+}
+
+void llama_kv_cache_infllm_context::set_input_scores(ggml_tensor * dst, int32_t il) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    mem->score(il, mem->seqs[seq_id].n_offload(), static_cast<float *>(dst->data), mem->score_user_data);
 }
 
 void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {

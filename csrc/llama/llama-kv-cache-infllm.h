@@ -97,6 +97,10 @@ public:
 
     void set_trace(llama_infllm_trace_callback callback, void * user_data);
 
+    void set_scores(llama_infllm_score_callback callback, void * user_data);
+
+    uint32_t check_slots();
+
     //
     // graph_build API
     //
@@ -143,6 +147,9 @@ public:
     infllm::page_op         * get_page_op  (const layer & l) const { return pagers ? pagers->op (l.idx) : nullptr; }
 
     bool has_pagers() const { return pagers != nullptr; }
+
+    // whether scores are given from outside
+    bool has_scores() const { return score != nullptr; }
 
     // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
@@ -235,6 +242,8 @@ private:
 
     llama_infllm_trace_callback trace           = nullptr;
     void *                      trace_user_data = nullptr;
+    llama_infllm_score_callback score           = nullptr;
+    void *                      score_user_data = nullptr;
 
     // work space of the page op
     std::vector<float>                       scores_block;
@@ -268,6 +277,13 @@ private:
     //
     // data movement, one layer
     //
+
+    // K and V rows of a stored block, rotated to the positions of a block frame; valid until the next call
+    struct block_rows {
+        const uint8_t * k;
+        const uint8_t * v;
+    };
+    block_rows get_rows(const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t frame);
 
     void store_block (const layer & l, llama_seq_id seq_id, uint32_t block);
     void load_block  (const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame);
@@ -325,6 +341,7 @@ public:
     void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
     void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk
     void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
+    void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_block_pad, 1] given from outside
     void set_input_info   (ggml_tensor * dst) const; // I32 [4] what devices that page must know of the ubatch
 
 private:

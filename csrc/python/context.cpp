@@ -3,6 +3,7 @@
 #include "device.h"
 #include "log.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 // a signal is seen this late, and the GIL is taken this often
@@ -185,6 +186,50 @@ std::optional<llama_infllm_stats> context::stats(int32_t il) const {
         return std::nullopt;
     }
     return res;
+}
+
+uint32_t context::check_slots() {
+    uint32_t res = 0;
+    compute([&] { res = llama_infllm_check_slots(ptr.get()); });
+    return res;
+}
+
+void context::copy_state_from(const context & src) {
+    size_t n_read = 0;
+    compute([&] {
+        std::vector<uint8_t> data(llama_state_seq_get_size(src.ptr.get(), 0));
+        llama_state_seq_get_data(src.ptr.get(), data.data(), data.size(), 0);
+        n_read = llama_state_seq_set_data(ptr.get(), data.data(), data.size(), 0);
+    });
+    if (n_read == 0) {
+        throw std::runtime_error("the state does not fit this context");
+    }
+}
+
+void context::on_scores(int32_t il, uint32_t n_blocks, float * scores, void * data) {
+    auto & r = ((context *) data)->replay;
+
+    // layers are asked in their order
+    if (il == 0) {
+        r.step++;
+    }
+    const int32_t * blocks = r.blocks.data() + ((r.step - 1)%r.n_step*r.n_layer + il%r.n_layer)*r.topk;
+
+    std::fill_n(scores, n_blocks, 0.0f);
+    for (size_t i = 0; i < r.topk; ++i) {
+        if (blocks[i] >= 0 && (uint32_t) blocks[i] < n_blocks) {
+            scores[blocks[i]] = r.topk - i;
+        }
+    }
+}
+
+void context::set_replay(const py::array_t<int32_t, py::array::c_style | py::array::forcecast> & selections) {
+    if (selections.ndim() != 3) {
+        throw std::invalid_argument("selections must have 3 dimensions: steps, layers, blocks");
+    }
+    replay = { { selections.data(), selections.data() + selections.size() },
+        (size_t) selections.shape(0), (size_t) selections.shape(1), (size_t) selections.shape(2), 0 };
+    llama_infllm_set_scores(ptr.get(), replay.blocks.empty() ? nullptr : on_scores, this);
 }
 
 void context::on_trace(const llama_infllm_trace_event * event, void * data) {

@@ -59,6 +59,15 @@ public:
 
     void reset_stats() { llama_infllm_reset_stats(ptr.get()); }
 
+    uint32_t check_slots(); // slots that do not hold what the store holds
+
+    // take over all tokens, K and V of a context of the same shape without the InfLLM memory
+    void copy_state_from(const context & src);
+
+    // replay selections: block indices [n_step][n_layer][topk], best first, one step for each ubatch from now on, again from
+    // the start when there are no more; empty: select again
+    void set_replay(const py::array_t<int32_t, py::array::c_style | py::array::forcecast> & selections);
+
     void set_trace(bool enabled);
     std::vector<trace_event> take_trace();
 
@@ -68,6 +77,7 @@ private:
 
     static bool on_abort_check(void * data);
     static void on_trace(const llama_infllm_trace_event * event, void * data);
+    static void on_scores(int32_t il, uint32_t n_blocks, float * scores, void * data);
 
     std::shared_ptr<model> mdl; // outlives ptr
 
@@ -81,4 +91,12 @@ private:
     std::chrono::steady_clock::time_point t_check; // of the last look at the signals
 
     std::vector<trace_event> trace;
+
+    struct {
+        std::vector<int32_t> blocks; // [n_step][n_layer][topk]
+        size_t n_step  = 0;
+        size_t n_layer = 0;
+        size_t topk    = 0;
+        size_t step    = 0;
+    } replay;
 };

@@ -160,6 +160,9 @@ PYBIND11_MODULE(_core, m) {
         .def("infllm_params",   &context::infllm_params)
         .def("stats",           &context::stats, py::arg("il") = -1)
         .def("reset_stats",     &context::reset_stats)
+        .def("check_slots",     &context::check_slots)
+        .def("set_replay",      &context::set_replay, py::arg("selections"))
+        .def("copy_state_from", &context::copy_state_from, py::arg("source"))
         .def("set_trace",       &context::set_trace, py::arg("enabled"))
         .def("take_trace",      &context::take_trace);
 

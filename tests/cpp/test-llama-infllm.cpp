@@ -404,6 +404,9 @@ TEST_P(InfllmPosition, DevicePagedEqualsHostPaged) {
                 EXPECT_EQ(device.n_page_in,      host.n_page_in) << "layer " << il;
                 EXPECT_EQ(device.bytes_paged_in, host.bytes_paged_in);
             }
+            for (auto & c : ctx) {
+                EXPECT_EQ(llama_infllm_check_slots(c.get()), 0u);
+            }
         };
 
         const auto tokens = random_tokens(256);
