@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Compiles every CUDA file of ours, for sm_80 and sm_90, without linking: no GPU is needed.
+#   bash scripts/compile_cuda.sh [llama.cpp tree]
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+ggml="${1:-third_party/llama.cpp}/ggml"
+
+if ! command -v nvcc > /dev/null; then
+    echo "WARNING: there is no nvcc here: the CUDA code was NOT compiled." >&2
+    exit 0
+fi
+
+out=$(mktemp -d)
+trap 'rm -rf "$out"' EXIT
+for arch in sm_80 sm_90; do
+    for file in csrc/cuda/*.cu tests/cuda/*.cu; do
+        echo "$file, $arch"
+        nvcc -std=c++17 -arch=$arch --fmad=false -Werror all-warnings -Xcompiler -Wall,-Wno-unused-function \
+            -DGGML_CUDA_INFLLM -I"$ggml/include" -I"$ggml/src" -I"$ggml/src/ggml-cuda" -Icsrc/cuda \
+            -c "$file" -o "$out/object.o"
+    done
+done
