@@ -5,7 +5,7 @@ from __future__ import annotations
 from . import _core
 from . import _terminal as term
 from ._options import ModelOptions
-from ._sizes import kv_bytes_per_token
+from ._sizes import kv_bytes_per_token, repr_bytes
 from .config import InfLLMConfig
 from .llama import check_kv_type, load_model, resolve_infllm
 
@@ -53,6 +53,7 @@ def print_info(options: ModelOptions) -> None:
             row(
                 "InfLLM memory",
                 f"{term.format_bytes(n_cells * per_token)} resident ({n_cells:,} cells), "
+                f"{term.format_bytes(repr_bytes(model, params, n_ctx, n_cells))} of representative keys, "
                 f"{term.format_bytes(n_store * per_token)} in the store, for n_ctx = {n_ctx:,}",
             )
             row(

@@ -200,7 +200,10 @@ def test_info_tells_what_a_context_needs(infllm: Run) -> None:
     # 30 layers, 3 KV heads of 64, K and V, 2 bytes
     assert rows["K and V"].startswith(f"{30 * 3 * 64 * 2 * 2:,} bytes per token")
     assert rows["plain llama.cpp"].startswith("1.41 GiB")
-    assert re.match(r"[\d.]+ MiB resident \([\d,]+ cells\), 1.38 GiB in the store", rows["InfLLM memory"])
+    assert re.match(
+        r"[\d.]+ MiB resident \([\d,]+ cells\), [\d.]+ MiB of representative keys, 1.38 GiB in the store",
+        rows["InfLLM memory"],
+    )
 
 
 def test_info_agrees_with_what_a_context_takes(infllm: Run) -> None:
