@@ -189,7 +189,7 @@ class Context:
         """Slots whose bytes are not those of the stored block that they should hold; for tests."""
 
     def set_replay(self, selections: npt.NDArray[np.int32]) -> None:
-        """Select these blocks, ``[n_step, n_layer, topk]``, a step for each ubatch, over and over; empty: end."""
+        """Select these blocks, ``[n_step, n_layer, topk]``, a step per ubatch, over and over; empty: end."""
 
     def copy_state_from(self, source: Context) -> None:
         """Take over tokens, K and V of a context of the same shape; neither has the InfLLM memory."""

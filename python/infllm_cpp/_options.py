@@ -128,23 +128,25 @@ class RunOptions(ModelOptions):
     ] = None
     verbose: Annotated[bool, _option(_MODEL, "Print llama.cpp's log.", "--verbose")] = False
 
+    def llama_options(self) -> dict[str, Any]:
+        """As keyword arguments of `Llama`, but for the model and the memory."""
+        return {
+            "n_ctx": self.n_ctx_or_default(),
+            "n_batch": self.n_batch,
+            "n_ubatch": self.n_ubatch,
+            "n_threads": self.n_threads,
+            "n_gpu_layers": self.n_gpu_layers,
+            "devices": self.device,
+            "rpc_servers": self.rpc or (),
+            "tensor_split": self._tensor_split(),
+            "type_k": self.type_k,
+            "type_v": self.type_v,
+            "verbose": self.verbose,
+        }
+
     def load(self) -> Llama:
         """Make the model and its context."""
-        return Llama(
-            self.path(),
-            n_ctx=self.n_ctx_or_default(),
-            n_batch=self.n_batch,
-            n_ubatch=self.n_ubatch,
-            n_threads=self.n_threads,
-            n_gpu_layers=self.n_gpu_layers,
-            devices=self.device,
-            rpc_servers=self.rpc or (),
-            tensor_split=self._tensor_split(),
-            type_k=self.type_k,  # type: ignore[arg-type]  # checked there
-            type_v=self.type_v,  # type: ignore[arg-type]
-            infllm=self.config(),
-            verbose=self.verbose,
-        )
+        return Llama(self.path(), infllm=self.config(), **self.llama_options())
 
     def _tensor_split(self) -> list[float] | None:
         if self.tensor_split is None:

@@ -13,6 +13,7 @@ from . import __version__
 from . import _terminal as term
 from ._chat_session import ChatSession
 from ._demo import run_demo
+from ._eval import run_eval
 from ._info import print_info
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_demo_model, with_options
 from .types import ChatMessage, Timings
@@ -130,6 +131,60 @@ def info(options: ModelOptions) -> None:
         infllm info -m model.gguf --n-ctx 1000000 --type-k q8_0 --type-v q8_0
     """
     print_info(options)
+
+
+@app.command("eval")
+@with_options
+def evaluate(
+    options: RunOptions,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="passkey, needle, multi-needle, kv-retrieval, perplexity.", show_default="passkey"
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(help="full (plain llama.cpp), infllm, streaming (init tokens and local window alone)."),
+    ] = "full,infllm,streaming",
+    lengths: Annotated[str, typer.Option(help="Lengths of the texts, tokens.")] = "4096,8192",
+    depths: Annotated[int, typer.Option(help="Places of the fact, evenly spaced.")] = 5,
+    samples: Annotated[int, typer.Option(help="Texts for each length and place.")] = 1,
+    task_seed: Annotated[int, typer.Option("--seed", help="Decides the texts.")] = 0,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Compare configurations: name=value,value; can be repeated for all combinations.",
+            show_default="none",
+        ),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="Prose to hide facts in.", show_default="King James Version, by pip")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="JSON lines; what it has already is not run again.")
+    ] = Path("eval.jsonl"),
+    plot: Annotated[
+        Path | None, typer.Option(help="Folder for pictures (needs matplotlib).", show_default="none")
+    ] = None,
+) -> None:
+    """What a model still finds in a long context, by method, and what it costs.
+
+    The same seed gives the same texts. Ctrl-C loses nothing: the same command goes on.
+
+    Examples:
+
+        infllm eval passkey --lengths 8192,16384,32768 --depths 10 --methods infllm
+
+        infllm eval needle multi-needle -m model.gguf --lengths 16384 --plot pictures
+
+        infllm eval perplexity --lengths 32768 --methods full,infllm,streaming
+
+        infllm eval needle --methods infllm --lengths 8192 --sweep topk=8,16 --sweep n_local=512,1024
+    """
+    run_eval(
+        options, tasks or [], methods, lengths, depths, samples, task_seed, sweep or [], text, output, plot
+    )
 
 
 @app.command()

