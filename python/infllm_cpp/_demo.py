@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from . import _terminal as term
@@ -29,7 +28,7 @@ class _Result:
 
 def run_demo(options: RunOptions, n_tokens: int, depth: float, seed: int) -> None:
     """Hide a pass key, ask for it, print what came out."""
-    out = Console(soft_wrap=True, highlight=False)
+    out = term.results_console()
 
     if not options.no_infllm:
         with dataclasses.replace(options, n_ctx=n_tokens + _N_ANSWER).load() as llm:

@@ -8,7 +8,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import _terminal as term
@@ -128,7 +127,7 @@ def run_eval(
     finally:
         progress.close()
 
-    out = Console(soft_wrap=True, highlight=False)
+    out = term.results_console()
     for table in report.tables(results):
         out.print(table)
     rows = report.configurations(results)

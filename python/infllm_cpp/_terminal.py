@@ -25,6 +25,11 @@ _N_TOKENS_PROGRESS = 1024
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def results_console() -> Console:
+    """For tables on stdout: as wide as they are when piped."""
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 500)
+
+
 def note(text: str) -> None:
     """Print a remark."""
     console.print(text, style="dim", markup=False)

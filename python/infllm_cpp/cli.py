@@ -11,9 +11,10 @@ import typer
 
 from . import __version__
 from . import _terminal as term
+from ._bench import run_bench
 from ._chat_session import ChatSession
 from ._demo import run_demo
-from ._eval import run_eval
+from ._eval import parse_numbers, run_eval
 from ._info import print_info
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_demo_model, with_options
 from .types import ChatMessage, Timings
@@ -184,6 +185,48 @@ def evaluate(
     """
     run_eval(
         options, tasks or [], methods, lengths, depths, samples, task_seed, sweep or [], text, output, plot
+    )
+
+
+@app.command()
+@with_options
+def bench(
+    options: RunOptions,
+    lengths: Annotated[str, typer.Option(help="Contexts to decode at, tokens.")] = "1024,4096,8192",
+    n_decode: Annotated[int, typer.Option(help="Tokens to decode at each.")] = 16,
+    repeats: Annotated[int, typer.Option(help="How often, in turns; medians are given.")] = 3,
+    no_kv_offload: Annotated[
+        bool, typer.Option("--no-kv-offload", help="Plain llama.cpp with K and V on the CPU, too.")
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(help="What to read.", show_default="King James Version, by pip")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="JSON lines are appended here.", show_default="none")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="PNG of speed and context (needs matplotlib).", show_default="none")
+    ] = None,
+) -> None:
+    """Speed and memory of the method and of plain llama.cpp, in one process and in turns.
+
+    Examples:
+
+        infllm bench
+
+        infllm bench -m model.gguf --lengths 8192,32768 -o bench.jsonl --plot speed.png
+
+        infllm bench -m model.gguf --device CUDA0 --lengths 8192,131072 --no-kv-offload
+    """
+    run_bench(
+        options,
+        parse_numbers("lengths", lengths),
+        n_decode,
+        repeats,
+        no_kv_offload,
+        text,
+        output,
+        plot,
     )
 
 

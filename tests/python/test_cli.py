@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import select
@@ -270,3 +271,24 @@ def test_help_has_examples(infllm: Run) -> None:
         "--no-infllm",
     ):
         assert word in infllm("run", "--help").stdout
+
+
+def test_bench(infllm: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    output, picture = tmp_path / "bench.jsonl", tmp_path / "speed.png"
+    args = ["--lengths", "300,1000", "--n-decode", "2", "--repeats", "2", "--text", str(text)]
+    result = infllm("bench", *args, *SMALL_OPTIONS, "-o", str(output), "--plot", str(picture))
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [(row["memory"], row["n_tokens"]) for row in rows] == [
+        ("plain llama.cpp", 300),
+        ("InfLLM memory", 300),
+        ("plain llama.cpp", 1000),
+        ("InfLLM memory", 1000),
+    ]
+    assert all(row["prefill_tok_s"] > 0 and row["decode_tok_s"] > 0 for row in rows)
+    assert rows[3]["page_ins_per_token"] > 0 and rows[3]["bytes_store"] > 0
+    assert rows[1]["bytes_resident"] == rows[3]["bytes_resident"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "InfLLM memory" in result.stdout
