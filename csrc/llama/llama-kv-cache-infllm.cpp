@@ -332,8 +332,12 @@ void llama_kv_cache_infllm::clear(bool data) {
     }
     if (data) {
         synchronize();
-        for (auto & [_, buf] : ctxs_bufs) {
-            ggml_backend_buffer_clear(buf.get(), 0);
+        for (const auto & l : layers) {
+            for (ggml_tensor * t : { l.k, l.v, l.repr }) {
+                if (t) {
+                    ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
+                }
+            }
         }
     }
     update_gauges();

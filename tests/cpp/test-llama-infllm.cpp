@@ -422,7 +422,7 @@ TEST_P(InfllmPosition, DevicePagedEqualsHostPaged) {
         EXPECT_GT(get_stats(ctx[1].get()).n_page_in, 0u);
 
         for (auto & c : ctx) {
-            llama_memory_clear(llama_get_memory(c.get()), false);
+            llama_memory_clear(llama_get_memory(c.get()), true);
             llama_infllm_reset_stats(c.get());
         }
         same(slice(tokens, 0, 200));
