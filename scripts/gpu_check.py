@@ -31,9 +31,11 @@ import numpy as np
 import numpy.typing as npt
 
 from infllm_cpp import InfLLMConfig, Llama, local_devices
+from infllm_cpp.tracefile import read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
-TRACE = ROOT / "scripts" / "gpu_trace.npz"
+# 96 steps of SmolLM2-135M decoding after 32,768 tokens (docs/trace.md)
+TRACE = ROOT / "scripts" / "gpu_replay.trace"
 
 SMALL = InfLLMConfig(n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=16)
 N_DECODE = 32
@@ -201,11 +203,9 @@ def speed(args: argparse.Namespace, report: Report) -> None:
 
 
 def replay(args: argparse.Namespace, report: Report) -> None:
-    if not TRACE.exists():
-        raise SystemExit(f"{TRACE} is missing: scripts/record_trace.py writes it")
-    trace = np.load(TRACE)
-    selections = trace["selected"].astype(np.int32)
-    depth = int(trace["n_tokens"])
+    trace = read_trace(TRACE)
+    selections = trace.selected  # [n_step, n_layer, topk]
+    depth = int(trace.pos[-1])
     path = model(args, args.shape, args.weights)
     with load(args, path, args.n_ctx, infllm=InfLLMConfig(paging="device")) as llm:
         llm.eval(tokens(depth))

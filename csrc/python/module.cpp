@@ -47,7 +47,7 @@ PYBIND11_MODULE(_core, m) {
 
     py::register_exception<device_lost>(m, "DeviceLostError", PyExc_RuntimeError);
 
-    py::class_<device_info>(m, "DeviceInfo")
+    py::class_<device_info>(m, "DeviceInfo", py::module_local())
         .def_readonly("name",         &device_info::name)
         .def_readonly("description",  &device_info::description)
         .def_readonly("memory_free",  &device_info::memory_free)
@@ -56,7 +56,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("local_devices", &local_devices);
     m.def("rpc_devices",   &rpc_devices, py::arg("endpoint"), py::call_guard<py::gil_scoped_release>());
 
-    py::class_<llama_infllm_params>(m, "InfLLMParams")
+    py::class_<llama_infllm_params>(m, "InfLLMParams", py::module_local())
         .def(py::init(&llama_infllm_default_params))
         .def_readwrite("n_init",            &llama_infllm_params::n_init)
         .def_readwrite("n_local",           &llama_infllm_params::n_local)
@@ -76,7 +76,7 @@ PYBIND11_MODULE(_core, m) {
 
     m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 
-    py::class_<llama_infllm_stats>(m, "InfLLMStats")
+    py::class_<llama_infllm_stats>(m, "InfLLMStats", py::module_local())
         .def_readonly("n_layer",           &llama_infllm_stats::n_layer)
         .def_readonly("n_seq",             &llama_infllm_stats::n_seq)
         .def_readonly("n_tokens",          &llama_infllm_stats::n_tokens)
@@ -93,7 +93,7 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("n_hit",             &llama_infllm_stats::n_hit)
         .def_readonly("n_page_in",         &llama_infllm_stats::n_page_in);
 
-    py::class_<trace_event>(m, "TraceEvent")
+    py::class_<trace_event>(m, "TraceEvent", py::module_local())
         .def_readonly("il",        &trace_event::il)
         .def_readonly("pos",       &trace_event::pos)
         .def_readonly("n_tokens",  &trace_event::n_tokens)
@@ -101,7 +101,7 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("selected", [](const trace_event & e) { return as_array(e.selected); })
         .def_property_readonly("scores",   [](const trace_event & e) { return as_array(e.scores); });
 
-    py::class_<model, std::shared_ptr<model>>(m, "Model")
+    py::class_<model, std::shared_ptr<model>>(m, "Model", py::module_local())
         .def(py::init<const std::string &, int32_t, const std::optional<std::vector<std::string>> &,
                 const std::vector<float> &, bool, bool, bool>(),
             py::arg("path"), py::arg("n_gpu_layers") = 0, py::arg("devices") = py::none(),
@@ -133,9 +133,9 @@ PYBIND11_MODULE(_core, m) {
         .def("has_decoder", [](const model & s) { return llama_model_has_decoder(s.get()); })
         .def("has_encoder", [](const model & s) { return llama_model_has_encoder(s.get()); });
 
-    py::class_<context> ctx(m, "Context");
+    py::class_<context> ctx(m, "Context", py::module_local());
 
-    py::enum_<context::outputs>(ctx, "Outputs")
+    py::enum_<context::outputs>(ctx, "Outputs", py::module_local())
         .value("NONE", context::OUTPUTS_NONE)
         .value("LAST", context::OUTPUTS_LAST)
         .value("ALL",  context::OUTPUTS_ALL);
@@ -166,7 +166,7 @@ PYBIND11_MODULE(_core, m) {
         .def("set_trace",       &context::set_trace, py::arg("enabled"))
         .def("take_trace",      &context::take_trace);
 
-    py::class_<sampler>(m, "Sampler")
+    py::class_<sampler>(m, "Sampler", py::module_local())
         .def(py::init<const model &, float, int32_t, float, float, float, float, float, int32_t, uint32_t>(),
             py::arg("model"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
             py::arg("repeat_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),

@@ -17,6 +17,7 @@ from ._demo import run_demo
 from ._eval import parse_numbers, run_eval
 from ._info import print_info
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_demo_model, with_options
+from ._trace import read_text, record, report
 from .types import ChatMessage, Timings
 
 app = typer.Typer(
@@ -26,6 +27,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+trace = typer.Typer(help="Which blocks a model selects: record it, report on it.")
+trace.command()(record)
+trace.command()(report)
+app.add_typer(trace, name="trace")
 
 SystemMessage = Annotated[str | None, typer.Option(help="System message.")]
 
@@ -89,7 +95,7 @@ def run(
 
         git diff | infllm run -f - -p "Summarize this change." > summary.txt
     """
-    text = "\n\n".join(part for part in (_read(file), prompt) if part)
+    text = "\n\n".join(part for part in (read_text(file), prompt) if part)
     if not text:
         raise typer.BadParameter("give a prompt with -p, a text with -f, or both")
 
@@ -111,13 +117,6 @@ def run(
         term.answer("\n")
         if timings and not quiet:
             term.note("; ".join(filter(None, (term.format_timings(timings), term.format_memory(llm)))))
-
-
-def _read(file: Path | None) -> str:
-    if file is None:
-        return ""
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    return data.decode("utf-8", errors="replace").strip()
 
 
 @app.command()

@@ -1,0 +1,122 @@
+"""`infllm trace`: record which blocks a model selects, and report on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import _terminal as term
+from ._options import RunOptions, SamplingOptions, with_options
+from .llama import Llama
+from .tracefile import TraceHeader, TraceWriter, read_trace
+from .types import ChatMessage, Timings
+
+
+@with_options
+def record(
+    options: RunOptions,
+    sampling: SamplingOptions,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Trace to write.")],
+    prompt: Annotated[str, typer.Option("-p", "--prompt", help="What to answer.")] = "",
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="Text file to put before the prompt; -: stdin.")
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+) -> None:
+    """Answer a prompt, and record which blocks each layer selects at each step.
+
+    The answer goes to stdout. Ctrl-C ends the recording; what was recorded until then is kept.
+
+    Examples:
+
+        infllm trace record -f book.txt -p "Who did it?" --n-ctx 131072 -o out.trace
+
+        infllm trace record -m model.gguf -f book.txt --raw -n 128 -o out.trace
+    """
+    if options.no_infllm:
+        raise typer.BadParameter("--no-infllm selects no blocks: there is nothing to trace")
+    text = "\n\n".join(part for part in (read_text(file), prompt) if part)
+    if not text:
+        raise typer.BadParameter("give a prompt with -p, a text with -f, or both")
+
+    with options.load() as llm:
+        if raw:
+            tokens = llm.tokenize(text, special=True)
+        else:
+            turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
+            tokens = llm.chat_tokens([*turns, {"role": "user", "content": text}])
+
+        with TraceWriter(output, TraceHeader.of(llm)) as writer:
+            llm.set_trace(writer)
+            try:
+                timings = _answer(llm, tokens, sampling, quiet)
+            finally:
+                llm.set_trace(None)
+                writer.close()
+                if not quiet:
+                    size = term.format_bytes(output.stat().st_size)
+                    term.note(f"{output}: {writer.n_steps:,} steps, {size}")
+        if timings and not quiet:
+            term.note("; ".join(filter(None, (term.format_timings(timings), term.format_memory(llm)))))
+
+        if writer.n_steps == 0:
+            stats = llm.stats()
+            n_resident = stats.n_tokens_resident if stats else 0
+            raise ValueError(
+                f"no block was selected: the {n_resident:,} tokens were all resident; "
+                "use a longer text, or a smaller --n-local or --max-cached-blocks"
+            )
+
+
+def _answer(llm: Llama, tokens: list[int], sampling: SamplingOptions, quiet: bool) -> Timings | None:
+    timings: Timings | None = None
+    with term.prefill_progress(enabled=not quiet) as progress:
+        request = sampling.completion_options()
+        request["progress"] = progress.update
+        for chunk in llm.create_completion(tokens, stream=True, **request):
+            progress.close()
+            term.answer(chunk["choices"][0]["text"])
+            timings = chunk.get("timings")
+    term.answer("\n")
+    return timings
+
+
+def read_text(file: Path | None) -> str:
+    """The text of a file, of stdin for "-", empty for None."""
+    if file is None:
+        return ""
+    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    return data.decode("utf-8", errors="replace").strip()
+
+
+def report(
+    trace: Annotated[Path, typer.Argument(help="What `infllm trace record` wrote.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
+    slots: Annotated[
+        str, typer.Option(help="Slots per layer to simulate, separated by commas.")
+    ] = "16,24,32,48,64,96,128",
+) -> None:
+    """Analyse a trace: tables on stdout, the same with figures in an HTML file.
+
+    Needs the extra `trace` of this package: matplotlib and libcachesim.
+
+    Examples:
+
+        infllm trace report out.trace
+
+        infllm trace report out.trace -o report.html --slots 16,32,64
+    """
+    from ._trace_analysis import analyse
+    from ._trace_report import parse_slots, print_report, write_report
+
+    n_slots = parse_slots(slots)
+    with term.console.status("simulating caches"):
+        analysis = analyse(read_trace(trace), n_slots)
+    print_report(analysis)
+    write_report(analysis, output)
+    term.note(f"wrote {output}")
