@@ -1,0 +1,137 @@
+"""The C++ path computes what a NumPy reference of the method computes, deliberate deviations apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infllm_cpp import Llama
+
+pytest.importorskip("gguf")
+
+import infllm_reference as reference
+from compare import Run, Selected, compare, config, prose, run_ours, run_reference
+from infllm_reference import OURS, PUBLISHED, Budget, Model, Switches
+
+BUDGET = Budget(
+    n_init=32, n_local=256, block_size=32, topk=6, max_cached_blocks=8, repr_topk=4, n_score=16, chunk=128
+)
+N_TOKENS = 1152
+N_GREEDY = 8
+
+
+@pytest.fixture(scope="module")
+def float_path(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The demo model with float32 weights, so that activations are not quantised either."""
+    path = tmp_path_factory.mktemp("reference") / "model.gguf"
+    Model.write_dequantised(model_path, path)
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def model(float_path: Path) -> Model:
+    return Model.load(float_path)
+
+
+@pytest.fixture(scope="module")
+def tokens(shared_llm: Llama) -> list[int]:
+    return prose(shared_llm, N_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def ours(float_path: Path, tokens: list[int]) -> Run:
+    return run_ours(float_path, tokens, BUDGET, "true", N_GREEDY)
+
+
+def test_a_text_that_fits_has_the_logits_of_the_reference(
+    float_path: Path, model: Model, tokens: list[int]
+) -> None:
+    n = 384
+    with Llama(
+        float_path, n_ctx=N_TOKENS, n_batch=128, n_ubatch=128, n_threads=1, infllm=config(BUDGET, "true")
+    ) as llm:
+        logits = llm.eval(tokens[:n], all_logits=True)
+    expected = reference.Reference(model, BUDGET, OURS, n).eval(tokens[:n])
+
+    # ours keeps K and V in half precision; logits have a standard deviation of about 5
+    assert np.abs(logits - expected).max() < 0.05
+
+
+def test_within_the_local_window_all_variants_are_plain_attention(model: Model, tokens: list[int]) -> None:
+    n = BUDGET.n_local
+    expected = reference.Reference(model, BUDGET, OURS, n).eval(tokens[:n])
+    published = reference.Reference(model, BUDGET, PUBLISHED, n).eval(tokens[:n])
+
+    np.testing.assert_allclose(published, expected, atol=1e-3)
+
+
+def test_with_all_deviations_the_reference_does_what_ours_does(
+    model: Model, tokens: list[int], ours: Run
+) -> None:
+    expected = run_reference(model, tokens, BUDGET, OURS, N_GREEDY)
+    res = compare(ours, expected, N_TOKENS, BUDGET)
+
+    assert res.overlap > 0.98
+    assert res.ratio == pytest.approx(1, abs=0.002)
+    assert res.same_top > 0.98
+    assert ours.greedy == expected.greedy
+
+
+def test_the_published_method_selects_mostly_the_same_and_predicts_as_well(
+    model: Model, tokens: list[int], ours: Run
+) -> None:
+    expected = run_reference(model, tokens, BUDGET, PUBLISHED, 0)
+    res = compare(ours, expected, N_TOKENS, BUDGET)
+
+    assert res.overlap > res.chance + 0.2
+    assert res.overlap > 0.7
+    assert res.ratio == pytest.approx(1, abs=0.03)
+
+
+def test_positions_of_slots_are_those_of_the_reference(
+    float_path: Path, model: Model, tokens: list[int]
+) -> None:
+    ours = run_ours(float_path, tokens, BUDGET, "infllm", 0)
+    expected = run_reference(model, tokens, BUDGET, replace(OURS, position="slots"), 0)
+    res = compare(ours, expected, N_TOKENS, BUDGET)
+
+    assert res.overlap > 0.97
+    assert res.ratio == pytest.approx(1, abs=0.004)
+
+
+def first_layer(model: Model, tokens: list[int], switches: Switches) -> Selected:
+    """Its input is the text alone: it shows scoring, and nothing that follows from other selections."""
+    model = replace(model, layers=model.layers[:1], output=model.output[:1])
+    ref = reference.Reference(model, BUDGET, switches, len(tokens))
+    ref.eval(tokens)
+    return {(s.layer, s.pos): set(s.blocks) for s in ref.selections}
+
+
+def test_the_first_layer_selects_the_same_blocks(model: Model, tokens: list[int], ours: Run) -> None:
+    expected = first_layer(model, tokens, OURS)
+
+    assert len(expected) > 0
+    assert expected == {key: ours.selected[key] for key in expected}
+
+
+@pytest.mark.parametrize(
+    "switches",
+    [
+        replace(OURS, scores="softmax"),
+        replace(OURS, followers="window"),
+        replace(OURS, heads="query"),
+        replace(OURS, query="mean"),
+    ],
+    ids=["scores", "followers", "heads", "query"],
+)
+def test_without_one_deviation_the_first_layer_selects_others(
+    model: Model, tokens: list[int], ours: Run, switches: Switches
+) -> None:
+    expected = first_layer(model, tokens, switches)
+
+    assert expected != {key: ours.selected[key] for key in expected}
