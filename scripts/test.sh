@@ -35,7 +35,7 @@ step "CUDA code compiles for sm_80 and sm_90"
 bash scripts/compile_cuda.sh
 
 step "C++ tests"
-ctest --test-dir build/test --output-on-failure --no-tests=error
+ctest --test-dir build/test --output-on-failure --no-tests=error --parallel 2
 
 step "Python tests"
 python -m pytest

@@ -171,6 +171,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     const auto block = [this](int32_t i) -> const auto & { return ropes[i].block; };
     const auto undo  = [this](int32_t i) -> const auto & { return ropes[i].undo;  };
     if (!pagers->start(block_bytes, block, undo)) {
+        if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
+            throw std::runtime_error("paging = device, but there is no memory that host and device can share: "
+                    "use paging = host, or auto");
+        }
         LLAMA_LOG_WARN("%s: there is no memory that host and device can share: the host pages, which is slower\n", __func__);
     }
 
