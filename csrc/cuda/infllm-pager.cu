@@ -8,6 +8,7 @@
 #include "common.cuh"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace infllm {
@@ -89,10 +90,6 @@ static __global__ void rotate_kernel(
     pager_rotate(thread_block(), l, seq, block, left < l.cells.block_size ? left : l.cells.block_size, src, dst);
 }
 
-static __global__ void set_kernel(uint32_t * p, const uint32_t value) {
-    *p = value;
-}
-
 //
 // the pager
 //
@@ -109,6 +106,7 @@ struct pager {
 
     pager_layer * d_layers = nullptr;
     uint32_t    * n_stored = nullptr; // [n_seq] blocks that have arrived in the store
+    uint32_t    * numbers  = nullptr; // [n_block_max + 1] 0, 1, 2, .. in pinned memory: what n_stored is set from
     uint8_t     * staging  = nullptr; // [N_STAGED_MAX] parts of blocks
 
     cudaStream_t stream      = nullptr;
@@ -145,6 +143,9 @@ static void destroy(pager * p) {
             CUDA_CHECK(cudaEventDestroy(event));
         }
     }
+    if (p->numbers) {
+        free(p->numbers);
+    }
     CUDA_CHECK(cudaFree(p->d_layers));
     CUDA_CHECK(cudaFree(p->n_stored));
     CUDA_CHECK(cudaFree(p->staging));
@@ -169,8 +170,11 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
     }
     p->size = end - p->begin;
 
+    const uint32_t n_block_max = p->layers[0].n_block_max;
+
     ggml_cuda_set_device(p->device);
-    const bool ok =
+    p->numbers = static_cast<uint32_t *>(alloc((n_block_max + 1)*sizeof(uint32_t)));
+    const bool ok = p->numbers &&
         cudaMalloc(&p->d_layers, n_layer*sizeof(pager_layer)) == cudaSuccess &&
         cudaMalloc(&p->n_stored, n_seq*sizeof(uint32_t))      == cudaSuccess &&
         cudaMalloc(&p->staging,  N_STAGED_MAX*p->size)        == cudaSuccess;
@@ -179,6 +183,7 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
         destroy(p);
         return nullptr;
     }
+    std::iota(p->numbers, p->numbers + n_block_max + 1, 0u);
     CUDA_CHECK(cudaMemcpy(p->d_layers, layers, n_layer*sizeof(pager_layer), cudaMemcpyHostToDevice));
     CUDA_CHECK(cudaMemset(p->n_stored, 0, n_seq*sizeof(uint32_t)));
     CUDA_CHECK(cudaStreamCreateWithFlags(&p->stream,      cudaStreamNonBlocking));
@@ -188,14 +193,17 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
     return p;
 }
 
+// By a copy engine, not by a kernel: page ops that wait for this number may fill all multiprocessors.
+static void set_n_stored(pager * p, uint32_t seq, uint32_t n, cudaStream_t stream) {
+    CUDA_CHECK(cudaMemcpyAsync(p->n_stored + seq, p->numbers + n, sizeof(uint32_t), cudaMemcpyHostToDevice, stream));
+}
+
 // The ring is copied aside within the device, which is fast, and from there to the host while the next graph runs.
 static void store(pager * p, const store_job & job) {
     ggml_cuda_set_device(p->device);
 
-    uint32_t * n_stored = p->n_stored + job.seq;
-
     CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
-    set_kernel<<<1, 1, 0, p->stream>>>(n_stored, job.block0);
+    set_n_stored(p, job.seq, job.block0, p->stream);
 
     for (uint32_t i0 = 0; i0 < job.n_block; i0 += N_STAGED_MAX) {
         const uint32_t n = std::min(N_STAGED_MAX, job.n_block - i0);
@@ -212,7 +220,7 @@ static void store(pager * p, const store_job & job) {
             CUDA_CHECK(cudaMemcpyAsync(job.data[i0 + i] + p->begin, p->staging + i*p->size, p->size,
                     cudaMemcpyDeviceToHost, p->stream_copy));
         }
-        set_kernel<<<1, 1, 0, p->stream_copy>>>(n_stored, job.block0 + i0 + n);
+        set_n_stored(p, job.seq, job.block0 + i0 + n, p->stream_copy);
         CUDA_CHECK(cudaEventRecord(p->copied, p->stream_copy));
     }
 

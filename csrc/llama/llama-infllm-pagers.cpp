@@ -224,6 +224,10 @@ void llama_infllm_pagers::copy_seq(uint32_t src, uint32_t dst, uint32_t n_block)
     const size_t n_max = layers[0].pl.n_block_max;
     std::copy_n(blocks + src*n_max, n_block, blocks + dst*n_max);
 
+    for (auto * p : pagers) {
+        shared->store(p, { dst, n_block, 0, 0, 0, nullptr }); // they are in the store already
+    }
+
     std::vector<uint8_t> data;
     for (auto & l : layers) {
         data.resize(l.state->nb[1]);

@@ -118,7 +118,7 @@ static void bench(kv_type type, const char * name, bool remap) {
 
     auto * info     = device_alloc<pager_info>(1);
     auto * n_stored = device_alloc<uint32_t>(1);
-    set_kernel<<<1, 1>>>(n_stored, n_block);
+    CUDA_CHECK(cudaMemcpy(n_stored, &n_block, sizeof(n_block), cudaMemcpyHostToDevice));
 
     cudaStream_t stream;
     CUDA_CHECK(cudaStreamCreate(&stream));
