@@ -168,7 +168,8 @@ class Climb:
 
 def speed(args: argparse.Namespace, report: Report) -> None:
     path = model(args, args.shape, args.weights)
-    kv: dict[str, Any] = {"type_k": args.kv, "type_v": args.kv}
+    # on for all: (b) takes over the state of (a), and must keep V in the same way
+    kv: dict[str, Any] = {"type_k": args.kv, "type_v": args.kv, "flash_attn": True}
     plain = [n for n in args.depths if n <= args.plain_max]
     paged = [n for n in args.depths if n <= args.host_max]
 

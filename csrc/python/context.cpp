@@ -16,7 +16,7 @@ static const auto t_check_interval = std::chrono::milliseconds(50);
 
 context::context(std::shared_ptr<model> mdl,
         uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, int32_t n_threads, int32_t n_threads_batch,
-        const std::string & type_k, const std::string & type_v, bool offload_kqv,
+        const std::string & type_k, const std::string & type_v, bool offload_kqv, std::optional<bool> flash_attn,
         const std::optional<llama_infllm_params> & infllm) : mdl(std::move(mdl)) {
     llama_context_params params = llama_context_default_params();
 
@@ -28,6 +28,8 @@ context::context(std::shared_ptr<model> mdl,
     params.type_k          = type_from_name(type_k);
     params.type_v          = type_from_name(type_v);
     params.offload_kqv     = offload_kqv;
+    params.flash_attn_type = !flash_attn ? LLAMA_FLASH_ATTN_TYPE_AUTO
+                           : *flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
 
     params.abort_callback      = on_abort_check;
     params.abort_callback_data = this;

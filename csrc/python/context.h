@@ -27,7 +27,7 @@ class context {
 public:
     context(std::shared_ptr<model> mdl,
             uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, int32_t n_threads, int32_t n_threads_batch,
-            const std::string & type_k, const std::string & type_v, bool offload_kqv,
+            const std::string & type_k, const std::string & type_v, bool offload_kqv, std::optional<bool> flash_attn,
             const std::optional<llama_infllm_params> & infllm);
 
     context(const context &) = delete;

@@ -142,10 +142,11 @@ PYBIND11_MODULE(_core, m) {
 
     ctx
         .def(py::init<std::shared_ptr<model>, uint32_t, uint32_t, uint32_t, int32_t, int32_t,
-                const std::string &, const std::string &, bool, const std::optional<llama_infllm_params> &>(),
+                const std::string &, const std::string &, bool, std::optional<bool>,
+                const std::optional<llama_infllm_params> &>(),
             py::arg("model"), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"),
             py::arg("n_threads"), py::arg("n_threads_batch"), py::arg("type_k"), py::arg("type_v"),
-            py::arg("offload_kqv"), py::arg("infllm"))
+            py::arg("offload_kqv"), py::arg("flash_attn"), py::arg("infllm"))
         .def("n_ctx",           [](const context & s) { return llama_n_ctx   (s.get()); })
         .def("n_batch",         [](const context & s) { return llama_n_batch (s.get()); })
         .def("n_ubatch",        [](const context & s) { return llama_n_ubatch(s.get()); })

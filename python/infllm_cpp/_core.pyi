@@ -169,6 +169,7 @@ class Context:
         type_k: str,
         type_v: str,
         offload_kqv: bool,
+        flash_attn: bool | None,
         infllm: InfLLMParams | None,
     ) -> None: ...
     def n_ctx(self) -> int: ...

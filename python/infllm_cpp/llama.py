@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 import uuid
@@ -110,7 +111,9 @@ class Llama:
     use_mmap, use_mlock : bool
         Map the file into memory; keep it from being swapped out.
     offload_kqv : bool
-        Keep K and V on the GPU.
+        Keep K and V on the device of their layer.
+    flash_attn : bool or None
+        Flash attention; ``None``: where the device has it. The InfLLM memory needs it.
     chat_template : str or None
         Jinja template to use instead of the one in the GGUF.
     verbose : bool
@@ -164,6 +167,7 @@ class Llama:
         use_mmap: bool = True,
         use_mlock: bool = False,
         offload_kqv: bool = True,
+        flash_attn: bool | None = None,
         chat_template: str | None = None,
         verbose: bool = False,
         progress: ProgressCallback | None = None,
@@ -227,6 +231,7 @@ class Llama:
                     type_k,
                     type_v,
                     offload_kqv,
+                    flash_attn,
                     params,
                 )
             except _core.DeviceLostError:
@@ -1066,8 +1071,8 @@ def _reason(log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     if not lines:
         return "no reason was given"
-    # the deepest function speaks first, and begins with its name
-    line = lines[0].split(": ", 1)[-1]
+    # the deepest function speaks first, and begins with its name; what libllama says by itself does not
+    line = re.sub(r"^[A-Za-z_][\w:]*: ", "", lines[0])
     for prefix in ("error loading model: ", "failed to initialize the context: "):
         line = line.removeprefix(prefix)
     return line

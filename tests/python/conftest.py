@@ -15,6 +15,9 @@ import infllm_cpp
 from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.passkey import make_passkey_prompt
 
+# a shell starts background jobs with SIGINT ignored, which programs inherit: those of the tests must not
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 SMALL = InfLLMConfig(
     n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=8, repr_topk=4, n_score=16
 )

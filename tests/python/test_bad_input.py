@@ -186,3 +186,7 @@ def test_an_empty_stop_string(llm: Llama) -> None:
 def test_text_that_is_not_unicode(llm: Llama) -> None:
     assert len(llm.tokenize(b"a\xff\xfeb")) > 0
     assert len(llm.tokenize("a\ud800b")) > 0
+
+
+def test_the_memory_needs_flash_attention(model_path: Path) -> None:
+    assert "flash_attn = off does not work" in message_of(RuntimeError, model_path, flash_attn=False)

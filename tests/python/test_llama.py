@@ -353,3 +353,18 @@ def test_the_log_is_printed_only_when_verbose(model_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().err == ""
     Llama(model_path, n_ctx=256, verbose=True).close()
     assert "n_ctx_train" in capfd.readouterr().err
+
+
+def test_a_context_takes_over_the_state_of_another(model_path: Path) -> None:
+    """What scripts/gpu_check.py uses to fill a cache on the CPU."""
+    with (
+        Llama(model_path, n_ctx=256, infllm=None, flash_attn=True) as a,
+        Llama(model_path, n_ctx=256, infllm=None, flash_attn=True, offload_kqv=False) as b,
+    ):
+        a.eval(a.tokenize("The capital of France is"))
+        b._ctx.copy_state_from(a._ctx)
+        b._tokens = a.tokens
+        for llm in (a, b):
+            llm.truncate(llm.n_tokens - 1)
+            llm.eval(a.tokenize(" is", add_bos=False))
+        assert np.array_equal(a.logits, b.logits)
