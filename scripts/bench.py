@@ -9,6 +9,7 @@ run one by one.
     python scripts/bench.py speed memory --lengths 8192,32768
     python scripts/bench.py passkey --lengths 8192,16384,32768 --depths 10
     python scripts/bench.py passkey --plain --lengths 16384 --depths 2
+    python scripts/bench.py slots --lengths 8192 -t 1
 """
 
 from __future__ import annotations
@@ -166,7 +167,46 @@ def bench_passkey(args: argparse.Namespace, report: Callable[..., None]) -> None
             report("passkey", memory=name, n_tokens=n, n_right=right, n_depths=args.depths)
 
 
-PARTS = {"exact": bench_exact, "speed": bench_speed, "memory": bench_memory, "passkey": bench_passkey}
+def bench_slots(args: argparse.Namespace, report: Callable[..., None]) -> None:
+    """What slots cost a CPU: processor time of a prompt and of the tokens after it, contexts in turn."""
+    n_prompt, n_decode = min(args.lengths), 64
+    contexts = []
+    for n_slot in (16, 32, 64, 96):
+        config = InfLLMConfig(**{**json.loads(args.infllm), "max_cached_blocks": n_slot})
+        llm = Llama(args.model, n_ctx=2 * n_prompt, n_threads=args.threads, n_ubatch=512, infllm=config)
+        tokens = prose(llm, n_prompt + n_decode)
+        begin = time.process_time()
+        prefill_speed(llm, tokens[:n_prompt], f"slots, {n_slot}")
+        seconds: list[float] = []
+        contexts.append((n_slot, llm, time.process_time() - begin, seconds))
+        llm.reset_stats()
+    for token in tokens[n_prompt:]:
+        for _, llm, _, seconds in contexts:
+            begin = time.process_time()
+            llm.eval([token])
+            seconds.append(time.process_time() - begin)
+    for n_slot, llm, prompt_seconds, seconds in contexts:
+        s = llm.stats()
+        assert s is not None
+        report(
+            "slots",
+            n_slots=n_slot,
+            n_tokens=n_prompt,
+            prompt_cpu_s=prompt_seconds,
+            token_cpu_ms=1e3 * statistics.median(seconds),
+            page_ins_per_token=s.n_page_in / n_decode,
+            resident_bytes=s.bytes_resident,
+        )
+        llm.close()
+
+
+PARTS = {
+    "exact": bench_exact,
+    "speed": bench_speed,
+    "memory": bench_memory,
+    "passkey": bench_passkey,
+    "slots": bench_slots,
+}
 
 
 def main() -> None:

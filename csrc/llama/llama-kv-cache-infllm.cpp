@@ -498,14 +498,7 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
         if (il >= 0 && l.il != il) {
             continue;
         }
-        auto c = stats[l.idx];
-        if (get_pager_api(l)) {
-            const auto add = pagers->get_stats(l.idx);
-            c.n_select       += add.n_select;
-            c.n_selected     += add.n_selected;
-            c.n_page_in      += add.n_page_in;
-            c.bytes_paged_in += add.n_page_in*(l.size_k + l.size_v);
-        }
+        const auto c = get_counters(l);
         res.n_layer        += 1;
         res.n_blocks       += store_blocks;
         res.n_slots        += seqs.size()*cells.n_slot;
@@ -521,6 +514,18 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
     }
 
     return true;
+}
+
+llama_kv_cache_infllm::counters llama_kv_cache_infllm::get_counters(const layer & l) const {
+    counters res = stats[l.idx];
+    if (get_pager_api(l)) {
+        const auto add = pagers->get_stats(l.idx);
+        res.n_select       += add.n_select;
+        res.n_selected     += add.n_selected;
+        res.n_page_in      += add.n_page_in;
+        res.bytes_paged_in += add.n_page_in*(l.size_k + l.size_v);
+    }
+    return res;
 }
 
 void llama_kv_cache_infllm::reset_stats() {
@@ -842,7 +847,7 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
 
     // the queries that follow the block in its local window
     std::vector<float> q(n_embd_k, 0.0f);
-    const uint32_t last = std::min(block + std::max(cells.n_local/cells.block_size, 1u), cells.block_of(seq.n_tokens - 1));
+    const uint32_t last = infllm::last_query_block(cells, block, seq.n_tokens);
     for (uint32_t b = block + 1; b <= last; ++b) {
         const float * q_b = q_sum_chunk(l, seq, b);
         for (uint32_t i = 0; i < n_embd_k; ++i) {
@@ -986,14 +991,7 @@ void llama_kv_cache_infllm::drop_pagers(const std::string & why) {
 
     std::lock_guard<std::mutex> lock(mutex);
     for (const auto & l : layers) {
-        if (get_pager_api(l)) {
-            const auto add = pagers->get_stats(l.idx);
-            auto & c = stats[l.idx];
-            c.n_select       += add.n_select;
-            c.n_selected     += add.n_selected;
-            c.n_page_in      += add.n_page_in;
-            c.bytes_paged_in += add.n_page_in*(l.size_k + l.size_v);
-        }
+        stats[l.idx] = get_counters(l);
     }
     old_pagers = std::move(pagers);
 }

@@ -271,6 +271,9 @@ private:
     void pull_state(llama_seq_id seq_id);
     void push_state(llama_seq_id seq_id);
 
+    // counters of a layer, with those that its device keeps
+    counters get_counters(const layer & l) const;
+
     // from now on the host pages for all layers
     void drop_pagers(const std::string & why);
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import _terminal as term
+from ._answer import print_answer, prompt_tokens, read_prompt
 from ._options import RunOptions, SamplingOptions, with_options
-from .llama import Llama
 from .tracefile import TraceHeader, TraceWriter, read_trace
-from .types import ChatMessage, Timings
 
 
 @with_options
@@ -40,29 +38,19 @@ def record(
     """
     if options.no_infllm:
         raise typer.BadParameter("--no-infllm selects no blocks: there is nothing to trace")
-    text = "\n\n".join(part for part in (read_text(file), prompt) if part)
-    if not text:
-        raise typer.BadParameter("give a prompt with -p, a text with -f, or both")
-
+    text = read_prompt(file, prompt)
     with options.load() as llm:
-        if raw:
-            tokens = llm.tokenize(text, special=True)
-        else:
-            turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
-            tokens = llm.chat_tokens([*turns, {"role": "user", "content": text}])
-
+        tokens = prompt_tokens(llm, text, system, raw)
         with TraceWriter(output, TraceHeader.of(llm)) as writer:
             llm.set_trace(writer)
             try:
-                timings = _answer(llm, tokens, sampling, quiet)
+                print_answer(llm, tokens, sampling, quiet)
             finally:
                 llm.set_trace(None)
                 writer.close()
                 if not quiet:
                     size = term.format_bytes(output.stat().st_size)
                     term.note(f"{output}: {writer.n_steps:,} steps, {size}")
-        if timings and not quiet:
-            term.note("; ".join(filter(None, (term.format_timings(timings), term.format_memory(llm)))))
 
         if writer.n_steps == 0:
             stats = llm.stats()
@@ -71,27 +59,6 @@ def record(
                 f"no block was selected: the {n_resident:,} tokens were all resident; "
                 "use a longer text, or a smaller --n-local or --max-cached-blocks"
             )
-
-
-def _answer(llm: Llama, tokens: list[int], sampling: SamplingOptions, quiet: bool) -> Timings | None:
-    timings: Timings | None = None
-    with term.prefill_progress(enabled=not quiet) as progress:
-        request = sampling.completion_options()
-        request["progress"] = progress.update
-        for chunk in llm.create_completion(tokens, stream=True, **request):
-            progress.close()
-            term.answer(chunk["choices"][0]["text"])
-            timings = chunk.get("timings")
-    term.answer("\n")
-    return timings
-
-
-def read_text(file: Path | None) -> str:
-    """The text of a file, of stdin for "-", empty for None."""
-    if file is None:
-        return ""
-    data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    return data.decode("utf-8", errors="replace").strip()
 
 
 def report(

@@ -11,14 +11,14 @@ import typer
 
 from . import __version__
 from . import _terminal as term
+from ._answer import print_answer, prompt_tokens, read_prompt
 from ._bench import run_bench
 from ._chat_session import ChatSession
 from ._demo import run_demo
 from ._eval import parse_numbers, run_eval
 from ._info import print_info
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_demo_model, with_options
-from ._trace import read_text, record, report
-from .types import ChatMessage, Timings
+from ._trace import record, report
 
 app = typer.Typer(
     help="Contexts far longer than device memory and than the training length, for any GGUF model.",
@@ -95,28 +95,9 @@ def run(
 
         git diff | infllm run -f - -p "Summarize this change." > summary.txt
     """
-    text = "\n\n".join(part for part in (read_text(file), prompt) if part)
-    if not text:
-        raise typer.BadParameter("give a prompt with -p, a text with -f, or both")
-
+    text = read_prompt(file, prompt)
     with options.load() as llm:
-        if raw:
-            tokens = llm.tokenize(text, special=True)
-        else:
-            turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
-            tokens = llm.chat_tokens([*turns, {"role": "user", "content": text}])
-
-        timings: Timings | None = None
-        with term.prefill_progress(enabled=not quiet) as progress:
-            request = sampling.completion_options()
-            request["progress"] = progress.update
-            for chunk in llm.create_completion(tokens, stream=True, **request):
-                progress.close()
-                term.answer(chunk["choices"][0]["text"])
-                timings = chunk.get("timings")
-        term.answer("\n")
-        if timings and not quiet:
-            term.note("; ".join(filter(None, (term.format_timings(timings), term.format_memory(llm)))))
+        print_answer(llm, prompt_tokens(llm, text, system, raw), sampling, quiet)
 
 
 @app.command()

@@ -1,0 +1,48 @@
+"""A prompt from the command line, and its answer: what `infllm run` and `infllm trace record` share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from . import _terminal as term
+from ._options import SamplingOptions
+from .llama import Llama
+from .types import ChatMessage, Timings
+
+
+def read_prompt(file: Path | None, prompt: str) -> str:
+    """The text of a file, or of stdin for "-", and the prompt after it."""
+    text = ""
+    if file is not None:
+        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        text = data.decode("utf-8", errors="replace").strip()
+    text = "\n\n".join(part for part in (text, prompt) if part)
+    if not text:
+        raise typer.BadParameter("give a prompt with -p, a text with -f, or both")
+    return text
+
+
+def prompt_tokens(llm: Llama, text: str, system: str | None, raw: bool) -> list[int]:
+    """Tokens of a prompt, in the chat template unless `raw`."""
+    if raw:
+        return llm.tokenize(text, special=True)
+    turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
+    return llm.chat_tokens([*turns, {"role": "user", "content": text}])
+
+
+def print_answer(llm: Llama, tokens: list[int], sampling: SamplingOptions, quiet: bool) -> None:
+    """Print the answer as it comes, and how long it took and what it holds unless `quiet`."""
+    timings: Timings | None = None
+    with term.prefill_progress(enabled=not quiet) as progress:
+        request = sampling.completion_options()
+        request["progress"] = progress.update
+        for chunk in llm.create_completion(tokens, stream=True, **request):
+            progress.close()
+            term.answer(chunk["choices"][0]["text"])
+            timings = chunk.get("timings")
+    term.answer("\n")
+    if timings and not quiet:
+        term.note("; ".join(filter(None, (term.format_timings(timings), term.format_memory(llm)))))
