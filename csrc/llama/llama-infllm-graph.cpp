@@ -36,6 +36,7 @@ public:
         if (used(w_sum))        { mctx_infllm->set_input_w_sum  (w_sum);        }
         if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
         if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
+        if (used(window))       { mctx_infllm->set_input_window (window);       }
         if (used(info))         { mctx_infllm->set_input_info   (info);         }
 
         for (const auto & [il, t] : scores) {
@@ -62,6 +63,7 @@ public:
     ggml_tensor * w_sum   = nullptr; // F32 [n_tokens, n_chunk]
     ggml_tensor * w_mean  = nullptr; // F32 [n_tokens, n_sub]
     ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
+    ggml_tensor * window  = nullptr; // F32 [n_kv, n_tokens], with published scores
     ggml_tensor * info    = nullptr; // I32 [4]
 
     std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_block, 1], where they are given from outside
@@ -113,7 +115,9 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
     inp->self_kq_mask_cnv = inp->self_kq_mask;
     inp->resident.self_kq_mask_cnv = inp->self_kq_mask;
 
-    if (mctx->get_mem()->can_page() && n_tokens > 1) {
+    if (mctx->get_mem()->published()) {
+        inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
+    } else if (mctx->get_mem()->can_page() && n_tokens > 1) {
         inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
     }
     if (mctx->get_n_block() > 0) {
@@ -149,20 +153,60 @@ static ggml_tensor * build_q_sum(ggml_context * ctx0, ggml_tensor * q, ggml_tens
     return ggml_reshape_3d(ctx0, res, q->ne[0], q->ne[1], w->ne[1]);
 }
 
-// sums over the query heads that share a KV head
+// sums over the query heads that share a head of the representative keys
 //   q   [n_embd_head, n_head, n]
-//   res [n_embd_head*n_head_kv, n]
-static ggml_tensor * build_head_sum(ggml_context * ctx0, ggml_tensor * q, int64_t n_head_kv) {
+//   res [n_embd_head*n_head_repr, n]
+static ggml_tensor * build_head_sum(ggml_context * ctx0, ggml_tensor * q, int64_t n_head_repr) {
     q = ggml_is_contiguous(q) ? q : ggml_cont(ctx0, q);
-    q = ggml_reshape_4d(ctx0, q, q->ne[0], q->ne[1]/n_head_kv, n_head_kv, q->ne[2]);
+    q = ggml_reshape_4d(ctx0, q, q->ne[0], q->ne[1]/n_head_repr, n_head_repr, q->ne[2]);
 
-    const int64_t n_embd = q->ne[0]*n_head_kv;
+    const int64_t n_embd = q->ne[0]*n_head_repr;
     const int64_t n      = q->ne[3];
     if (q->ne[1] > 1) {
         q = ggml_sum_rows(ctx0, ggml_cont(ctx0, ggml_permute(ctx0, q, 1, 0, 2, 3)));
     }
 
     return ggml_reshape_2d(ctx0, q, n_embd, n);
+}
+
+// the one that the buffer of t belongs to
+static ggml_backend_t get_backend(const llm_graph_context & graph, const ggml_tensor * t) {
+    if (ggml_backend_buffer_is_host(t->buffer)) {
+        return graph.backend_cpu;
+    }
+    const ggml_backend_dev_t dev = ggml_backend_buft_get_device(ggml_backend_buffer_get_type(t->buffer));
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(graph.sched); ++i) {
+        if (ggml_backend_get_device(ggml_backend_sched_get_backend(graph.sched, i)) == dev) {
+            return ggml_backend_sched_get_backend(graph.sched, i);
+        }
+    }
+    return nullptr;
+}
+
+// The attention that each cell gets from the queries of which it is in the local window. This is what flash attention keeps
+// to itself, so it is computed again.
+//   q   [n_embd_head, n_head, n_tokens]
+//   k   [n_embd_head, n_head_kv, n_kv]
+//   res [1, n_kv, n_head]
+static ggml_tensor * build_attention_sum(
+        const llm_graph_context & graph,
+        const llm_graph_input_attn_infllm * inp,
+        const llama_kv_cache_infllm::layer & l,
+        ggml_tensor * q, ggml_tensor * k, ggml_tensor * sinks, float kq_scale) {
+    ggml_context * ctx0 = graph.ctx0;
+
+    // scaled first: some backends multiply in half precision
+    q = ggml_permute(ctx0, ggml_scale(ctx0, q, kq_scale), 0, 2, 1, 3);
+
+    ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), q);
+    ggml_backend_sched_set_tensor_backend(graph.sched, kq, get_backend(graph, l.k)); // like attention, see check_readers()
+
+    ggml_tensor * p = ggml_soft_max_ext(ctx0, kq, inp->self_kq_mask, 1.0f, 0.0f); // [n_kv, n_tokens, n_head]
+    ggml_soft_max_add_sinks(p, sinks);
+
+    p = ggml_mul(ctx0, p, inp->window);
+
+    return ggml_sum_rows(ctx0, ggml_cont(ctx0, ggml_permute(ctx0, p, 1, 0, 2, 3)));
 }
 
 static void page_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
@@ -174,13 +218,23 @@ static void page_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-static ggml_backend_t get_backend(ggml_backend_sched_t sched, ggml_backend_dev_t dev) {
-    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched); ++i) {
-        if (ggml_backend_get_device(ggml_backend_sched_get_backend(sched, i)) == dev) {
-            return ggml_backend_sched_get_backend(sched, i);
-        }
+// with published scores queries are not summed up
+static void page_op_published(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(nth);
+
+    if (ith == 0) {
+        const auto * l = static_cast<const llama_kv_cache_infllm::layer *>(userdata);
+        l->mem->page(*l, nullptr, dst->src[0]);
     }
-    return nullptr;
+}
+
+static void attention_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    GGML_UNUSED(nth);
+
+    if (ith == 0) {
+        const auto * l = static_cast<const llama_kv_cache_infllm::layer *>(userdata);
+        l->mem->add_attention(*l, dst->src[0]);
+    }
 }
 
 // The op runs on the layer's device, if that pages by itself; else on the CPU, between two splits of the graph. It is
@@ -189,12 +243,15 @@ static ggml_tensor * build_page_op(
         const llm_graph_context & graph,
         const llm_graph_input_attn_infllm * inp,
         const llama_kv_cache_infllm::layer & l,
-        ggml_tensor * q_sum,    // [n_embd_head_k, n_head, n_chunk]
+        ggml_tensor * q_sum,    // [n_embd_head_k, n_head, n_chunk], or nullptr
         ggml_tensor * scores) { // [n_block, n_sub], or nullptr
-    ggml_tensor * args[3] = { q_sum };
-    int n_args = 1;
+    ggml_tensor * args[3];
+    int n_args = 0;
+    if (q_sum) {
+        args[n_args++] = q_sum;
+    }
 
-    ggml_custom_op_t fun  = page_op;
+    ggml_custom_op_t fun  = q_sum ? page_op : page_op_published;
     void           * data = const_cast<llama_kv_cache_infllm::layer *>(&l);
 
     ggml_backend_t backend = graph.backend_cpu;
@@ -203,9 +260,7 @@ static ggml_tensor * build_page_op(
         args[n_args++] = inp->info;
         fun  = api->page;
         data = l.mem->get_page_op(l);
-        if (!ggml_backend_buffer_is_host(l.k->buffer)) {
-            backend = get_backend(graph.sched, ggml_backend_buft_get_device(ggml_backend_buffer_get_type(l.k->buffer)));
-        }
+        backend = get_backend(graph, l.k);
     }
     if (scores) {
         args[n_args++] = scores;
@@ -224,6 +279,8 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         ggml_tensor *  q_cur,
         ggml_tensor ** k_cur,
         ggml_tensor ** v_cur,
+        ggml_tensor *  sinks,
+        float kq_scale,
         int il) {
     auto * inp = dynamic_cast<llm_graph_input_attn_infllm *>(inp_kv);
     if (!inp) {
@@ -254,7 +311,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     cpy(l.v, *v_cur);
 
     if (mem->can_page()) {
-        ggml_tensor * q_sum  = build_q_sum(ctx0, q_cur, inp->w_sum);
+        ggml_tensor * q_sum  = mem->published() ? nullptr : build_q_sum(ctx0, q_cur, inp->w_sum);
         ggml_tensor * scores = nullptr;
 
         const int64_t n_block = mctx->get_n_block();
@@ -269,7 +326,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
 
             // one selection for all heads of a layer (InfLLM, section 3.2): their products are added up, which is the
             // product with the sum of the queries
-            q = build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_kv); // [n_embd_k_gqa, n_sub]
+            q = build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_repr); // [n_embd_head_k*n_head_repr, n_sub]
 
             ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_block, l.repr->nb[1], s*l.repr->nb[2]);
 
@@ -277,7 +334,9 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
             graph.cb(scores, "infllm_scores", il);
         }
 
-        ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores));
+        if (q_sum || scores) {
+            ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores));
+        }
     }
 
     const auto resident = [&](ggml_tensor * t, int64_t n_embd_head) {
@@ -286,6 +345,14 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     };
     *k_cur = resident(l.k, l.n_embd_head_k);
     *v_cur = resident(l.v, l.n_embd_head_v);
+
+    if (mem->can_page() && mem->published()) {
+        ggml_tensor * attn = build_attention_sum(graph, inp, l, q_cur, *k_cur, sinks, kq_scale);
+        ggml_tensor * op   = ggml_custom_4d(ctx0, GGML_TYPE_F32, 1, 1, 1, 1, &attn, 1, attention_op, 1,
+                const_cast<llama_kv_cache_infllm::layer *>(&l));
+        ggml_backend_sched_set_tensor_backend(graph.sched, op, graph.backend_cpu);
+        ggml_build_forward_expand(gf, op);
+    }
 
     return &inp->resident;
 }

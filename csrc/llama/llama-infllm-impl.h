@@ -60,6 +60,8 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         ggml_tensor *  q_cur, // [n_embd_head_k, n_head,    n_tokens]
         ggml_tensor ** k_cur, // [n_embd_head_k, n_head_kv, n_tokens] -> [n_embd_head_k, n_head_kv, n_kv]
         ggml_tensor ** v_cur, // [n_embd_head_v, n_head_kv, n_tokens] -> [n_embd_head_v, n_head_kv, n_kv]
+        ggml_tensor *  sinks,
+        float kq_scale,
         int il);
 
 //

@@ -12,6 +12,7 @@
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
+#include <vector>
 
 static thread_local std::string last_error;
 
@@ -40,11 +41,13 @@ llama_infllm_params llama_infllm_default_params(void) {
         /*.topk              =*/ 16,
         /*.max_cached_blocks =*/ 0,
         /*.repr_topk         =*/ 4,
-        /*.n_score           =*/ 32,
+        /*.n_score           =*/ 0,
         /*.position          =*/ LLAMA_INFLLM_POSITION_AUTO,
         /*.store_max_bytes   =*/ 0,
         /*.paging            =*/ LLAMA_INFLLM_PAGING_AUTO,
         /*.pinned_max_bytes  =*/ 0,
+        /*.attend            =*/ LLAMA_INFLLM_ATTEND_RESIDENT,
+        /*.scores            =*/ LLAMA_INFLLM_SCORES_LINEAR,
     };
 }
 
@@ -76,8 +79,21 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
         { "repr_topk",         &params->repr_topk         },
         { "n_score",           &params->n_score           },
     };
-    static const char * const positions[] = { "auto", "true", "infllm" };
-    static const char * const pagings  [] = { "auto", "host", "device" };
+    int position = params->position;
+    int paging   = params->paging;
+    int attend   = params->attend;
+    int scores   = params->scores;
+
+    const struct {
+        const char *             name;
+        int                    * value;
+        std::vector<std::string> names; // in the order of the enum
+    } choices[] = {
+        { "position", &position, { "auto", "true", "infllm" } },
+        { "paging",   &paging,   { "auto", "host", "device" } },
+        { "attend",   &attend,   { "resident", "topk" }       },
+        { "scores",   &scores,   { "linear", "published" }    },
+    };
 
     std::istringstream list(str);
     std::string        item;
@@ -88,7 +104,9 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
 
         uint64_t number = 0;
 
-        const auto field = std::find_if(std::begin(fields), std::end(fields), [&](const auto & f) { return name == f.name; });
+        const auto is_name = [&](const auto & f) { return name == f.name; };
+        const auto field   = std::find_if(std::begin(fields),  std::end(fields),  is_name);
+        const auto choice  = std::find_if(std::begin(choices), std::end(choices), is_name);
         if (field != std::end(fields)) {
             if (!parse_uint(value, UINT32_MAX, number)) {
                 return fail(name + " = \"" + value + "\" is not a whole number from 0 to 4294967295");
@@ -99,24 +117,27 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
                 return fail(name + " = \"" + value + "\" is not a whole number");
             }
             (name == "store_max_bytes" ? params->store_max_bytes : params->pinned_max_bytes) = number;
-        } else if (name == "paging") {
-            const auto mode = std::find(std::begin(pagings), std::end(pagings), value);
-            if (mode == std::end(pagings)) {
-                return fail("paging = \"" + value + "\" is none of auto, host, device");
+        } else if (choice != std::end(choices)) {
+            const auto it = std::find(choice->names.begin(), choice->names.end(), value);
+            if (it == choice->names.end()) {
+                std::string known = choice->names[0];
+                for (size_t i = 1; i < choice->names.size(); ++i) {
+                    known += ", " + choice->names[i];
+                }
+                return fail(name + " = \"" + value + "\" is none of " + known);
             }
-            params->paging = llama_infllm_paging(mode - std::begin(pagings));
-        } else if (name == "position") {
-            const auto pos = std::find(std::begin(positions), std::end(positions), value);
-            if (pos == std::end(positions)) {
-                return fail("position = \"" + value + "\" is none of auto, true, infllm");
-            }
-            params->position = llama_infllm_position(pos - std::begin(positions));
+            *choice->value = int(it - choice->names.begin());
         } else {
             return fail("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with "
                     "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_score, position, store_max_bytes, paging, "
-                    "pinned_max_bytes");
+                    "pinned_max_bytes, attend, scores");
         }
     }
+
+    params->position = llama_infllm_position(position);
+    params->paging   = llama_infllm_paging  (paging);
+    params->attend   = llama_infllm_attend  (attend);
+    params->scores   = llama_infllm_scores  (scores);
 
     return true;
 }
@@ -160,9 +181,11 @@ bool llama_infllm_params_resolve(
         !in_range("topk",       res.topk,       0, n_max/res.block_size) ||
         !in_range("max_cached_blocks", res.max_cached_blocks, 0, n_max/res.block_size) ||
         !in_range("repr_topk",  res.repr_topk,  1, res.block_size, " (block_size)") ||
-        !in_range("n_score",    res.n_score,    1, n_max) ||
+        !in_range("n_score",    res.n_score,    0, n_max) ||
         !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM) ||
-        !in_range("paging",     res.paging,     LLAMA_INFLLM_PAGING_AUTO,   LLAMA_INFLLM_PAGING_DEVICE)) {
+        !in_range("paging",     res.paging,     LLAMA_INFLLM_PAGING_AUTO,   LLAMA_INFLLM_PAGING_DEVICE) ||
+        !in_range("attend",     res.attend,     LLAMA_INFLLM_ATTEND_RESIDENT, LLAMA_INFLLM_ATTEND_TOPK) ||
+        !in_range("scores",     res.scores,     LLAMA_INFLLM_SCORES_LINEAR, LLAMA_INFLLM_SCORES_PUBLISHED)) {
         return false;
     }
 
@@ -197,6 +220,9 @@ bool llama_infllm_params_resolve(
     if (res.topk == 0) {
         res.topk = std::min<int64_t>(16, res.max_cached_blocks > 0 ? res.max_cached_blocks : n_slot_max);
     }
+    if (res.attend == LLAMA_INFLLM_ATTEND_TOPK && res.max_cached_blocks == 0) {
+        res.max_cached_blocks = res.topk;
+    }
     if (res.max_cached_blocks == 0) {
         res.max_cached_blocks = std::max<int64_t>(res.topk, std::min<int64_t>(2*res.topk, n_slot_max));
     }
@@ -204,10 +230,21 @@ bool llama_infllm_params_resolve(
         return fail(::format("topk = %u is larger than max_cached_blocks = %u: every selected block needs a slot",
                 res.topk, res.max_cached_blocks));
     }
+    if (res.attend == LLAMA_INFLLM_ATTEND_TOPK && res.topk != res.max_cached_blocks) {
+        return fail(::format("max_cached_blocks = %u is more than topk = %u, but attend = topk attends the selected blocks alone: "
+                "leave max_cached_blocks out, or use attend = resident", res.max_cached_blocks, res.topk));
+    }
     if (res.max_cached_blocks > n_slot_max) {
         return fail(::format("max_cached_blocks = %u blocks of %u tokens are too many: n_init = %u and n_local = %u leave room "
                 "for %u within the n_ctx_train = %u positions, which position = infllm must not exceed",
                 res.max_cached_blocks, res.block_size, res.n_init, res.n_local, uint32_t(n_slot_max), uint32_t(n_ctx_train)));
+    }
+
+    if (res.scores == LLAMA_INFLLM_SCORES_PUBLISHED && res.paging == LLAMA_INFLLM_PAGING_DEVICE) {
+        return fail("paging = device does not work with scores = published, which the host computes: use paging = host, or auto");
+    }
+    if (res.n_score == 0) {
+        res.n_score = res.scores == LLAMA_INFLLM_SCORES_PUBLISHED ? n_ubatch : 32;
     }
 
     *params = res;
@@ -297,6 +334,9 @@ llama_memory_i * llama_infllm_create_memory(
         refuse(cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT,           "the context is not an ordinary one");
         refuse(hparams.rope_type == LLAMA_ROPE_TYPE_NONE && request.position == LLAMA_INFLLM_POSITION_INFLLM,
                 "it has no RoPE, so contexts are limited to its training length");
+
+        refuse(hparams.attn_soft_cap && request.scores == LLAMA_INFLLM_SCORES_PUBLISHED,
+                "its attention is capped, which scores = published does not follow");
 
         for (const ggml_type type : { params.type_k, params.type_v }) {
             if (type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16 &&

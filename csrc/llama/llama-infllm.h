@@ -33,18 +33,36 @@ enum llama_infllm_paging {
     LLAMA_INFLLM_PAGING_DEVICE = 2, // the layer's device, or it is an error; on the CPU this is for tests
 };
 
+// which blocks attention sees
+enum llama_infllm_attend {
+    LLAMA_INFLLM_ATTEND_RESIDENT = 0, // all that are in slots
+    LLAMA_INFLLM_ATTEND_TOPK     = 1, // those selected now, as published: there are no other slots
+};
+
+// how blocks are scored
+enum llama_infllm_scores {
+    LLAMA_INFLLM_SCORES_LINEAR    = 0, // representative are the keys with the largest products with the queries that follow,
+                                       //   summed over the query heads of a KV head (the formula of the paper)
+    LLAMA_INFLLM_SCORES_PUBLISHED = 1, // ... that got most attention within their local window, for each query head (the
+                                       //   authors' code). Computes attention twice; for comparisons. The host pages
+};
+
 struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
     uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
     uint32_t block_size;        // tokens of a block
     uint32_t topk;              // blocks selected per layer for every ubatch; 0: 16, fewer where n_ctx_train leaves no room
-    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room
+    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room;
+                                //   with attend = topk exactly topk
     uint32_t repr_topk;         // representative keys of a block, <= block_size
-    uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means
+    uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 32, and the
+                                //   whole ubatch with published scores
     enum llama_infllm_position position;
     uint64_t store_max_bytes;   // limit of the block store, bytes; 0: no limit
     enum llama_infllm_paging paging;
     uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
+    enum llama_infllm_attend attend;
+    enum llama_infllm_scores scores;
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now
@@ -57,7 +75,7 @@ struct llama_infllm_stats {
     uint64_t n_slots;           // slots, times layers
     uint64_t bytes_resident;    // K and V of the resident buffer
     uint64_t bytes_repr;        // representative keys
-    uint64_t bytes_store;       // blocks in the store: K, V and their query sums
+    uint64_t bytes_store;       // blocks in the store: K, V and what representative keys are chosen by
     uint64_t bytes_store_kv;    // K and V rows alone
     uint64_t bytes_paged_in;
     uint64_t n_select;          // selections made

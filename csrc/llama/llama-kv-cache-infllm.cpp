@@ -103,6 +103,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.n_head_kv     = hparams.n_head_kv(il);
         l.n_embd_head_k = hparams.n_embd_head_k(il);
         l.n_embd_head_v = hparams.n_embd_head_v(il);
+        l.n_head_repr   = published() ? l.n_head : l.n_head_kv;
 
         if (prm.offload) {
             check_flash_attn(model.dev_layer(il), prm.type_k, prm.type_v,
@@ -117,7 +118,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         ggml_format_name(l.k, "infllm_k_l%d", il);
         ggml_format_name(l.v, "infllm_v_l%d", il);
         if (can_page()) {
-            l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, n_embd_k, n_block_max, prm.n_seq_max);
+            l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr, n_block_max, prm.n_seq_max);
             ggml_format_name(l.repr, "infllm_repr_l%d", il);
         }
 
@@ -142,9 +143,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.offset = block_bytes;
         l.size_k = cells.block_size*l.k->nb[1];
         l.size_v = cells.block_size*l.v->nb[1];
-        block_bytes += l.size_k + l.size_v + n_embd_k*sizeof(float);
+        l.n_sum  = published() ? l.n_head*cells.block_size : n_embd_k;
+        block_bytes += l.size();
 
-        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !add_pager_layer(ctx.get(), buft, l) &&
+        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !published() && !add_pager_layer(ctx.get(), buft, l) &&
                 prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
             throw std::runtime_error(::format("paging = device, but %s cannot page by itself layers of this shape with K %s and "
                     "V %s: use paging = host, or auto", ggml_backend_buft_name(buft), ggml_type_name(prm.type_k),
@@ -194,7 +196,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         if (can_page()) {
             seq.slots.assign(layers.size(), infllm::slot_table(cells.n_slot));
             for (const auto & l : layers) {
-                seq.q_sum.emplace_back(size_t(n_chunk)*l.k->ne[0], 0.0f);
+                seq.sums.emplace_back(size_t(n_chunk)*l.n_sum, 0.0f);
             }
         }
     }
@@ -505,7 +507,7 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
         res.bytes_resident += ggml_nbytes(l.k) + ggml_nbytes(l.v);
         res.bytes_repr     += l.repr ? ggml_nbytes(l.repr) : 0;
         res.bytes_store_kv += store_blocks*(l.size_k + l.size_v);
-        res.bytes_store    += store_blocks*(l.size_k + l.size_v + l.k->ne[0]*sizeof(float));
+        res.bytes_store    += store_blocks*l.size();
         res.bytes_paged_in += c.bytes_paged_in;
         res.n_select       += c.n_select;
         res.n_selected     += c.n_selected;
@@ -581,7 +583,7 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
         const uint32_t n       = skip || p1 <= cells.n_init ? 0 : cells.block_of(p1 - 1) - block0 + 1;
 
         for (uint32_t c = 0; c < n; ++c) {
-            float * acc = q_sum_chunk(l, seq, block0 + c);
+            float * acc = get_sums(l, seq, block0 + c);
             for (uint32_t h = 0; h < l.n_head; ++h) {
                 const auto * q = reinterpret_cast<const float *>(
                         static_cast<const char *>(q_sum->data) + c*q_sum->nb[2] + h*q_sum->nb[1]);
@@ -632,6 +634,20 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
     }
 }
 
+void llama_kv_cache_infllm::add_attention(const layer & l, const ggml_tensor * attn) {
+    auto & seq = seqs[cur.seq_id];
+
+    const auto *   data = static_cast<const float *>(attn->data);
+    const uint32_t n_kv = attn->ne[1];
+
+    for (uint32_t p = cells.block_pos(seq.n_offload()); p < cur.p0 + cur.n_tokens; ++p) {
+        float * sums = get_sums(l, seq, cells.block_of(p)) + (p - cells.n_init)%cells.block_size;
+        for (uint32_t h = 0; h < l.n_head; ++h) {
+            sums[h*cells.block_size] += data[h*n_kv + cells.cell(p)];
+        }
+    }
+}
+
 //
 // state of a sequence
 //
@@ -659,7 +675,7 @@ void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
         for (uint32_t p = std::max(p0, cells.n_init); p < p1; ++p) {
             if ((p - cells.n_init)%cells.block_size == 0) {
                 for (const auto & l : layers) { // devices that page do this by themselves
-                    std::fill_n(q_sum_chunk(l, seq, cells.block_of(p)), l.k->ne[0], 0.0f);
+                    std::fill_n(get_sums(l, seq, cells.block_of(p)), l.n_sum, 0.0f);
                 }
             }
         }
@@ -736,15 +752,16 @@ void llama_kv_cache_infllm::reshift(llama_seq_id seq_id, uint32_t p1, uint32_t s
         for (uint32_t b = block0; b < block1; ++b) {
             const uint32_t pos = cells.block_pos(b);
             rotate_cells(l, seq_id, cells.cell(pos), std::min(cells.block_size, p1 - pos), rot);
-            rot.apply(q_sum_chunk(l, seq, b), l.n_head_kv, l.n_embd_head_k);
+            rotate_sums(l, get_sums(l, seq, b), rot);
         }
     }
 
     seq.shift = shift;
 }
 
-// keep the positions [0, n_tokens), as they would be had the sequence never gone further, but for the query sum of a block
-// that is cut in two: it keeps the queries of the removed tokens
+// keep the positions [0, n_tokens), as they would be had the sequence never gone further, but for the sums of a block
+// that is cut in two: they keep the queries of the removed tokens
+// (as do those of all tokens before with published scores)
 void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
     auto & seq = seqs[seq_id];
 
@@ -772,11 +789,10 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
             for (const auto & l : layers) {
                 load_block(l, seq_id, b, cells.cell(cells.block_pos(b)), b - shift);
 
-                float * q_sum = q_sum_chunk(l, seq, b);
-                std::memcpy(q_sum, store->data(seq.blocks[b].id) + l.offset + l.size_k + l.size_v,
-                        l.k->ne[0]*sizeof(float));
+                float * sums = get_sums(l, seq, b);
+                std::memcpy(sums, store->data(seq.blocks[b].id) + l.offset + l.size_k + l.size_v, l.n_sum*sizeof(float));
                 if (remap && l.rope >= 0) {
-                    ropes[l.rope].move(seq.blocks[b].frame, b - shift).apply(q_sum, l.n_head_kv, l.n_embd_head_k);
+                    rotate_sums(l, sums, ropes[l.rope].move(seq.blocks[b].frame, b - shift));
                 }
             }
         }
@@ -839,20 +855,28 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
 
     uint8_t * data_k = store->data(seq.blocks[block].id) + l.offset;
     uint8_t * data_v = data_k + l.size_k;
-    uint8_t * data_q = data_v + l.size_v;
 
     ggml_backend_tensor_get(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
     ggml_backend_tensor_get(l.v, data_v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
-    std::memcpy(data_q, q_sum_chunk(l, seq, block), n_embd_k*sizeof(float));
+    std::memcpy(data_v + l.size_v, get_sums(l, seq, block), l.n_sum*sizeof(float));
 
-    // the queries that follow the block in its local window
-    std::vector<float> q(n_embd_k, 0.0f);
-    const uint32_t last = infllm::last_query_block(cells, block, seq.n_tokens);
-    for (uint32_t b = block + 1; b <= last; ++b) {
-        const float * q_b = q_sum_chunk(l, seq, b);
-        for (uint32_t i = 0; i < n_embd_k; ++i) {
-            q[i] += q_b[i];
+    rows.resize(size_t(n_embd_k)*cells.block_size);
+    llama_infllm_to_f32(l.k->type, data_k, rows.data(), rows.size());
+
+    std::vector<float> scores(l.n_head_repr*cells.block_size);
+    if (published()) {
+        std::copy_n(get_sums(l, seq, block), l.n_sum, scores.data());
+    } else {
+        // the queries that follow the block in its local window
+        std::vector<float> q(n_embd_k, 0.0f);
+        const uint32_t last = infllm::last_query_block(cells, block, seq.n_tokens);
+        for (uint32_t b = block + 1; b <= last; ++b) {
+            const float * q_b = get_sums(l, seq, b);
+            for (uint32_t i = 0; i < n_embd_k; ++i) {
+                q[i] += q_b[i];
+            }
         }
+        infllm::token_scores(rows.data(), q.data(), cells.block_size, l.n_head_kv, l.n_embd_head_k, scores.data());
     }
 
     std::vector<infllm::rotation> undo;
@@ -864,16 +888,13 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
         }
     }
 
-    rows.resize(size_t(n_embd_k)*cells.block_size);
-    llama_infllm_to_f32(l.k->type, data_k, rows.data(), rows.size());
-
-    std::vector<float> key(n_embd_k);
-    infllm::representative_key(rows.data(), q.data(), cells.block_size, l.n_head_kv, l.n_embd_head_k,
+    std::vector<float> key(l.repr->ne[0]);
+    infllm::representative_key(rows.data(), scores.data(), cells.block_size, l.n_head_repr, l.n_head_kv, l.n_embd_head_k,
             prm.infllm.repr_topk, undo, key.data());
 
-    std::vector<ggml_fp16_t> key_f16(n_embd_k);
-    ggml_fp32_to_fp16_row(key.data(), key_f16.data(), n_embd_k);
-    ggml_backend_tensor_set(l.repr, key_f16.data(), seq_id*l.repr->nb[2] + block*l.repr->nb[1], n_embd_k*sizeof(ggml_fp16_t));
+    std::vector<ggml_fp16_t> key_f16(key.size());
+    ggml_fp32_to_fp16_row(key.data(), key_f16.data(), key.size());
+    ggml_backend_tensor_set(l.repr, key_f16.data(), seq_id*l.repr->nb[2] + block*l.repr->nb[1], l.repr->nb[1]);
 }
 
 llama_kv_cache_infllm::block_rows llama_kv_cache_infllm::get_rows(
@@ -952,8 +973,14 @@ void llama_kv_cache_infllm::rotate_rows(const layer & l, uint8_t * data, uint32_
     llama_infllm_from_f32(l.k->type, rows.data(), data, n, l.k->ne[0]);
 }
 
-float * llama_kv_cache_infllm::q_sum_chunk(const layer & l, sequence & seq, uint32_t block) {
-    return seq.q_sum[l.idx].data() + size_t(block%n_chunk)*l.k->ne[0];
+float * llama_kv_cache_infllm::get_sums(const layer & l, sequence & seq, uint32_t block) {
+    return seq.sums[l.idx].data() + size_t(block%n_chunk)*l.n_sum;
+}
+
+void llama_kv_cache_infllm::rotate_sums(const layer & l, float * sums, const infllm::rotation & rot) {
+    if (!published()) { // sums of queries
+        rot.apply(sums, l.n_head_kv, l.n_embd_head_k);
+    }
 }
 
 void llama_kv_cache_infllm::synchronize() {
@@ -968,7 +995,7 @@ void llama_kv_cache_infllm::synchronize() {
 void llama_kv_cache_infllm::pull_state(llama_seq_id seq_id) {
     for (const auto & l : layers) {
         if (get_pager_api(l)) {
-            pagers->pull(l.idx, seq_id, seqs[seq_id].slots[l.idx], seqs[seq_id].q_sum[l.idx]);
+            pagers->pull(l.idx, seq_id, seqs[seq_id].slots[l.idx], seqs[seq_id].sums[l.idx]);
         }
     }
 }
@@ -976,7 +1003,7 @@ void llama_kv_cache_infllm::pull_state(llama_seq_id seq_id) {
 void llama_kv_cache_infllm::push_state(llama_seq_id seq_id) {
     for (const auto & l : layers) {
         if (get_pager_api(l)) {
-            pagers->push(l.idx, seq_id, seqs[seq_id].slots[l.idx], seqs[seq_id].q_sum[l.idx]);
+            pagers->push(l.idx, seq_id, seqs[seq_id].slots[l.idx], seqs[seq_id].sums[l.idx]);
         }
     }
 }
@@ -1142,6 +1169,22 @@ void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
         const int64_t i1 = n - j*n_score;
         const int64_t i0 = std::max<int64_t>(0, i1 - n_score);
         std::fill(data + j*n + i0, data + j*n + i1, 1.0f/(i1 - i0));
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    const auto &   cells = mem->cells;
+    const uint32_t begin = cells.block_pos(mem->seqs[seq_id].n_offload());
+
+    std::fill_n(data, ggml_nelements(dst), 0.0f);
+    for (uint32_t i = 0; i < dst->ne[1]; ++i) {
+        const uint32_t p1 = p0 + i + 1;
+        for (uint32_t p = std::max(begin, p1 > cells.n_local ? p1 - cells.n_local : 0); p < p1; ++p) {
+            data[i*dst->ne[0] + cells.cell(p)] = 1.0f;
+        }
     }
 }
 

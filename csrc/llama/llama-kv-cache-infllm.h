@@ -115,17 +115,24 @@ public:
         uint32_t n_head_kv;
         uint32_t n_embd_head_k;
         uint32_t n_embd_head_v;
+        uint32_t n_head_repr; // heads of the representative keys: n_head_kv, n_head with published scores
 
         ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
-        ggml_tensor * repr; // F16 [n_embd_k_gqa, n_block_max, n_seq_max] representative keys, RoPE undone
+        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_block_max, n_seq_max] representative keys, RoPE undone
 
         int32_t rope; // index in ropes, -1: the layer has no RoPE
 
-        // bytes of a block of this layer in the store: K rows, V rows, query sum F32 [n_embd_k_gqa]
+        // bytes of a block of this layer in the store: K rows, V rows, sums F32 [n_sum]
         size_t offset;
         size_t size_k;
         size_t size_v;
+
+        // What the representative keys of a block are chosen by, of each block of positions: the sum of its queries
+        // [n_head_kv][n_embd_head_k]; with published scores the attention that its tokens got [n_head][block_size]
+        uint32_t n_sum;
+
+        size_t size() const { return size_k + size_v + n_sum*sizeof(float); }
     };
 
     const layer & get_layer(int32_t il) const { return layers[map_layer_ids.at(il)]; }
@@ -148,6 +155,9 @@ public:
 
     bool has_pagers() const { return pagers != nullptr; }
 
+    // whether the attention that each token gets is to be summed up
+    bool published() const { return prm.infllm.scores == LLAMA_INFLLM_SCORES_PUBLISHED; }
+
     // whether scores are given from outside
     bool has_scores() const { return score != nullptr; }
 
@@ -155,6 +165,10 @@ public:
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
     //   scores F32 [n_block_pad, n_sub]             or nullptr: products of representative keys and mean queries
     void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
+
+    // with published scores: add what the queries of the current ubatch attended within their local window
+    //   attn   F32 [1, n_kv, n_head]
+    void add_attention(const layer & l, const ggml_tensor * attn);
 
 private:
     friend class llama_kv_cache_infllm_context;
@@ -172,8 +186,8 @@ private:
         std::vector<stored_block>       blocks; // [n_offload]
         std::vector<infllm::slot_table> slots;  // [n_layer]
 
-        // [n_layer][n_chunk][n_embd_k_gqa]: sums of the queries of each block of positions not yet stored
-        std::vector<std::vector<float>> q_sum;
+        // [n_layer][n_chunk][n_sum]: sums of each block of positions not yet stored
+        std::vector<std::vector<float>> sums;
 
         uint32_t n_offload() const { return blocks.size(); }
         bool     paging()    const { return !blocks.empty(); }
@@ -212,7 +226,7 @@ private:
 
     const bool     remap;       // position = "infllm"
     const uint32_t n_block_max; // of a sequence, padded; 0 if nothing can be offloaded
-    const uint32_t n_chunk;     // blocks of positions with a query sum not yet stored, at most
+    const uint32_t n_chunk;     // blocks of positions with sums not yet stored, at most
 
     std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
 
@@ -294,7 +308,10 @@ private:
 
     void rotate_rows(const layer & l, uint8_t * data, uint32_t n, const infllm::rotation & rot);
 
-    float * q_sum_chunk(const layer & l, sequence & seq, uint32_t block);
+    float * get_sums(const layer & l, sequence & seq, uint32_t block);
+
+    // as the keys of the block
+    void rotate_sums(const layer & l, float * sums, const infllm::rotation & rot);
 
     void synchronize();
 };
@@ -343,6 +360,7 @@ public:
     void set_input_kq_mask(ggml_tensor * dst) const; // F16/F32 [n_kv, n]
     void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
     void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk
+    void set_input_window (ggml_tensor * dst) const; // F32 [n_kv, n]     weights: 1 for tokens in the query's local window
     void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
     void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_block_pad, 1] given from outside
     void set_input_info   (ggml_tensor * dst) const; // I32 [4] what devices that page must know of the ubatch

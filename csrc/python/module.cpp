@@ -6,6 +6,7 @@
 #include "model.h"
 #include "sampler.h"
 
+#include <type_traits>
 #include <utility>
 
 static py::str chat_apply_template(
@@ -31,6 +32,17 @@ static py::object as_array(const std::vector<float> & v) {
 
 static py::object as_array(const std::vector<int32_t> & v) {
     return py::array_t<int32_t>(v.size(), v.data());
+}
+
+// an enum of the parameters, as the integer that it is
+template <auto member>
+static int get_enum(const llama_infllm_params & params) {
+    return int(params.*member);
+}
+
+template <auto member>
+static void set_enum(llama_infllm_params & params, int value) {
+    params.*member = std::decay_t<decltype(params.*member)>(value);
 }
 
 PYBIND11_MODULE(_core, m) {
@@ -66,13 +78,11 @@ PYBIND11_MODULE(_core, m) {
         .def_readwrite("repr_topk",         &llama_infllm_params::repr_topk)
         .def_readwrite("n_score",           &llama_infllm_params::n_score)
         .def_readwrite("store_max_bytes",   &llama_infllm_params::store_max_bytes)
-        .def_property("position",
-            [](const llama_infllm_params & p)            { return (int) p.position; },
-            [](      llama_infllm_params & p, int value) { p.position = (llama_infllm_position) value; })
         .def_readwrite("pinned_max_bytes",  &llama_infllm_params::pinned_max_bytes)
-        .def_property("paging",
-            [](const llama_infllm_params & p)            { return (int) p.paging; },
-            [](      llama_infllm_params & p, int value) { p.paging = (llama_infllm_paging) value; });
+        .def_property("position", get_enum<&llama_infllm_params::position>, set_enum<&llama_infllm_params::position>)
+        .def_property("paging",   get_enum<&llama_infllm_params::paging>,   set_enum<&llama_infllm_params::paging>)
+        .def_property("attend",   get_enum<&llama_infllm_params::attend>,   set_enum<&llama_infllm_params::attend>)
+        .def_property("scores",   get_enum<&llama_infllm_params::scores>,   set_enum<&llama_infllm_params::scores>);
 
     m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 

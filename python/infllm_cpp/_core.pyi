@@ -51,6 +51,8 @@ class InfLLMParams:
     store_max_bytes: int
     paging: int
     pinned_max_bytes: int
+    attend: int
+    scores: int
     def __init__(self) -> None: ...
 
 def infllm_n_cells(params: InfLLMParams, n_ubatch: int) -> int: ...

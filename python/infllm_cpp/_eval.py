@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from . import _terminal as term
 from ._options import RunOptions
-from .config import InfLLMConfig
+from .config import CHOICES, InfLLMConfig
 from .evaluation import report
 from .evaluation.methods import METHODS
 from .evaluation.runner import Plan, run
@@ -76,13 +76,16 @@ def parse_numbers(name: str, text: str) -> list[int]:
 
 def parse_sweep(base: InfLLMConfig, texts: Sequence[str]) -> list[InfLLMConfig]:
     """All combinations of ``name=value,value``; ValueError when a name is unknown."""
-    names = [f.name for f in fields(InfLLMConfig) if f.name not in ("position", "paging")]
-    axes: list[list[tuple[str, int]]] = []
+    names = [f.name for f in fields(InfLLMConfig)]
+    axes: list[list[tuple[str, int | str]]] = []
     for text in texts:
         name, _, values = text.partition("=")
         if name not in names:
             raise ValueError(f"sweep = {text!r} begins with no parameter: use {', '.join(names)}")
-        axes.append([(name, n) for n in parse_numbers(f"sweep {name}", values)])
+        if name in CHOICES:
+            axes.append([(name, choice) for choice in parse_list(name, values, CHOICES[name])])
+        else:
+            axes.append([(name, n) for n in parse_numbers(f"sweep {name}", values)])
     changes: list[dict[str, Any]] = [dict(combination) for combination in product(*axes)]
     return [replace(base, **change) for change in changes]
 

@@ -69,7 +69,12 @@ class ModelOptions:
         _default.max_cached_blocks
     )
     repr_topk: Annotated[int, _option(_MEMORY, "Representative keys of a block.")] = _default.repr_topk
-    n_score: Annotated[int, _option(_MEMORY, "Tokens of a sub-chunk for scoring.")] = _default.n_score
+    n_score: Annotated[
+        int | None,
+        _option(
+            _MEMORY, "Tokens of a sub-chunk for scoring.", default="32; the ubatch with published scores"
+        ),
+    ] = _default.n_score
     position: Annotated[str, _option(_MEMORY, "auto, true or infllm.")] = _default.position
     store_max_bytes: Annotated[
         int | None, _option(_MEMORY, "Limit of the block store, bytes.", default="none")
@@ -80,6 +85,12 @@ class ModelOptions:
     pinned_max_bytes: Annotated[
         int | None, _option(_MEMORY, "Limit of pinned memory when a device pages, bytes.", default="none")
     ] = _default.pinned_max_bytes
+    attend: Annotated[
+        str, _option(_MEMORY, "resident: all blocks in slots; topk: those selected, as published.")
+    ] = _default.attend
+    scores: Annotated[
+        str, _option(_MEMORY, "linear or published: how the keys that stand for a block are chosen.")
+    ] = _default.scores
 
     def config(self) -> InfLLMConfig | None:
         """The InfLLM memory that the options ask for; None with --no-infllm."""

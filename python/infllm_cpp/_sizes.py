@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import _core
+from .config import CHOICES
 
 # bytes of 32 values
 _BYTES_32 = {"f16": 64, "q8_0": 34, "q4_0": 18}
@@ -28,8 +29,9 @@ def kv_bytes_per_token(model: _core.Model, type_k: str, type_v: str) -> float:
 
 
 def repr_bytes(model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_cells: int) -> int:
-    """Bytes of the representative keys of all blocks that a context can store: F16, a key per block."""
+    """Bytes of the representative keys of all blocks that a context can store, in F16."""
     if n_ctx <= n_cells:
         return 0
     n_blocks = (n_ctx - params.n_init) // params.block_size + 1
-    return 2 * kv_values_per_token(model)[0] * -(-n_blocks // 64) * 64
+    n_group = model.n_head() // model.n_head_kv() if CHOICES["scores"][params.scores] == "published" else 1
+    return 2 * n_group * kv_values_per_token(model)[0] * -(-n_blocks // 64) * 64

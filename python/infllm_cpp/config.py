@@ -10,10 +10,21 @@ from . import _core
 
 Position = Literal["auto", "true", "infllm"]
 Paging = Literal["auto", "host", "device"]
+Attend = Literal["resident", "topk"]
+Scores = Literal["linear", "published"]
 
-_POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")  # in the order of enum llama_infllm_position
-_PAGINGS: tuple[Paging, ...] = ("auto", "host", "device")  # in the order of enum llama_infllm_paging
-_CHOICES: dict[str, tuple[str, ...]] = {"position": _POSITIONS, "paging": _PAGINGS}
+# in the order of the enums of the C API
+_POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")
+_PAGINGS: tuple[Paging, ...] = ("auto", "host", "device")
+_ATTENDS: tuple[Attend, ...] = ("resident", "topk")
+_SCORES: tuple[Scores, ...] = ("linear", "published")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "position": _POSITIONS,
+    "paging": _PAGINGS,
+    "attend": _ATTENDS,
+    "scores": _SCORES,
+}
+"""Values of the parameters that are no numbers."""
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
 
@@ -38,11 +49,12 @@ class InfLLMConfig:
     topk : int
         Blocks selected per layer for every ubatch.
     max_cached_blocks : int or None
-        Slots per layer, at least `topk`. ``None``: twice `topk`.
+        Slots per layer, at least `topk`. ``None``: twice `topk`, or `topk` with ``attend="topk"``.
     repr_topk : int
         Representative keys of a block, at most `block_size`.
-    n_score : int
-        Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means.
+    n_score : int or None
+        Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 32, or the
+        whole ubatch with ``scores="published"``.
     position : {"auto", "true", "infllm"}
         Positions that the model sees. ``"true"``: every token keeps its own. ``"infllm"``: all stay below the
         training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
@@ -54,13 +66,21 @@ class InfLLMConfig:
         ``"auto"``: the device where it can.
     pinned_max_bytes : int or None
         Limit of pinned host memory for devices that page, bytes; beyond it the host pages. ``None``: none.
+    attend : {"resident", "topk"}
+        Blocks that attention sees. ``"resident"``: all that are in slots. ``"topk"``: those selected now, as
+        published; then there are no more slots than these.
+    scores : {"linear", "published"}
+        How the representative keys of a block are chosen. ``"linear"``: by their products with the queries
+        that follow, summed over the query heads of a KV head (the formula of the paper, section 3.2).
+        ``"published"``: by the attention that they got within their local window, for each query head (the
+        authors' code). It computes attention twice and is paged by the host: for comparisons.
 
     Raises
     ------
     ValueError
         When a value is out of range.
     TypeError
-        When a value is not an integer, or `position` or `paging` not a string.
+        When a number is not an integer.
 
     References
     ----------
@@ -74,17 +94,19 @@ class InfLLMConfig:
     topk: int = _default.topk
     max_cached_blocks: int | None = _default.max_cached_blocks or None
     repr_topk: int = _default.repr_topk
-    n_score: int = _default.n_score
+    n_score: int | None = _default.n_score or None
     position: Position = _POSITIONS[_default.position]
     store_max_bytes: int | None = _default.store_max_bytes or None
     paging: Paging = _PAGINGS[_default.paging]
     pinned_max_bytes: int | None = _default.pinned_max_bytes or None
+    attend: Attend = _ATTENDS[_default.attend]
+    scores: Scores = _SCORES[_default.scores]
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in _CHOICES:
-                names = _CHOICES[field.name]
+            if field.name in CHOICES:
+                names = CHOICES[field.name]
                 if value not in names:
                     known = ", ".join(map(repr, names[:-1])) + f" or {names[-1]!r}"
                     raise ValueError(f"{field.name} = {value!r} is unknown: use {known}")
@@ -107,14 +129,14 @@ class InfLLMConfig:
         params = _core.InfLLMParams()
         for field in fields(self):
             value = getattr(self, field.name)
-            names = _CHOICES.get(field.name)
+            names = CHOICES.get(field.name)
             setattr(params, field.name, names.index(value) if names else value or 0)
         return params
 
     @classmethod
     def _from_params(cls, params: _core.InfLLMParams) -> InfLLMConfig:
         values = {field.name: getattr(params, field.name) for field in fields(cls)}
-        values.update({name: names[values[name]] for name, names in _CHOICES.items()})
+        values.update({name: names[values[name]] for name, names in CHOICES.items()})
         values["store_max_bytes"] = params.store_max_bytes or None
         values["pinned_max_bytes"] = params.pinned_max_bytes or None
         return cls(**values)

@@ -42,6 +42,17 @@ llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_P
     return prm;
 }
 
+// as published, but for the positions; 4 slots
+llama_infllm_params published_params(llama_infllm_position position) {
+    auto prm = small_params(position);
+    prm.max_cached_blocks = 0;
+    prm.n_score           = 0;
+    prm.attend            = LLAMA_INFLLM_ATTEND_TOPK;
+    prm.scores            = LLAMA_INFLLM_SCORES_PUBLISHED;
+    prm.paging            = LLAMA_INFLLM_PAGING_HOST;
+    return prm;
+}
+
 llama_context_params context_params() {
     auto cprm = llama_context_default_params();
     cprm.n_ctx           = N_CTX;
@@ -263,13 +274,51 @@ TEST_P(InfllmPosition, ContinuesFromPagedBlocks) {
     prm.topk              = 1;
     prm.max_cached_blocks = 1;
     auto forgetful = make_infllm(prm);
-    ASSERT_TRUE(plain && infllm && forgetful);
+    prm = published_params(GetParam());
+    prm.topk = 8;
+    auto published = make_infllm(prm);
+    ASSERT_TRUE(plain && infllm && forgetful && published);
 
     const int n_plain = n_right(plain.get());
     EXPECT_GE(n_plain, int(n_test)*3/4);
     EXPECT_GE(n_right(infllm.get()), n_plain*3/4);
+    EXPECT_GE(n_right(published.get()), n_plain*3/4);
     EXPECT_LE(n_right(forgetful.get()), n_plain/2); // or this test would see nothing
     EXPECT_GT(get_stats(infllm.get()).n_page_in, 0u);
+    EXPECT_GT(get_stats(published.get()).n_page_in, 0u);
+}
+
+TEST_P(InfllmPosition, PublishedScoresAreTruncatedAndCopied) {
+    auto cprm = context_params();
+    cprm.n_ctx     = 2*N_CTX;
+    cprm.n_seq_max = 2;
+
+    auto ctx   = make_infllm(published_params(GetParam()), cprm);
+    auto fresh = make_infllm(published_params(GetParam()));
+    ASSERT_TRUE(ctx && fresh);
+
+    auto *     mem    = llama_get_memory(ctx.get());
+    const auto tokens = random_tokens(350);
+    feed(ctx.get(), tokens);
+
+    llama_memory_seq_cp(mem, 0, 1, -1, -1);
+    const auto more = random_tokens(20, 2);
+    EXPECT_EQ(max_diff(feed(ctx.get(), more, 0), feed(ctx.get(), more, 1)), 0.0f);
+    EXPECT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
+
+    for (const uint32_t n : { 304u, 259u, 200u, 150u }) {
+        ASSERT_TRUE(llama_memory_seq_rm(mem, 0, llama_pos(n), -1));
+        ASSERT_TRUE(all_finite(feed(ctx.get(), slice(tokens, n, n + 20))));
+        ASSERT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
+    }
+
+    // nothing is selected within the buffer; with few slots the ring has moved back, and keys were rotated, more often
+    llama_memory_seq_keep(mem, 1);
+    ASSERT_TRUE(llama_memory_seq_rm(mem, 1, 70, -1));
+    feed(fresh.get(), slice(tokens, 0, 70));
+    EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
+    EXPECT_LE(max_diff(feed(ctx.get(), more, 1), feed(fresh.get(), more)),
+            GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : 2*TOL_ROTATED);
 }
 
 TEST_P(InfllmPosition, PagesWithBoundedResidentMemory) {
@@ -772,10 +821,17 @@ INSTANTIATE_TEST_SUITE_P(Params, InfllmBadParams, testing::Values(
     bad_case { "HugeBlockSize",    [](auto & p, auto &) { p.block_size = 5000; },  { "block_size = 5000", "1 to 4096" } },
     bad_case { "BlockAboveLocal",  [](auto & p, auto &) { p.block_size = 33; },    { "block_size = 33", "n_local = 32" } },
     bad_case { "ReprAboveBlock",   [](auto & p, auto &) { p.repr_topk = 9; },      { "repr_topk = 9", "1 to 8" } },
-    bad_case { "NoScore",          [](auto & p, auto &) { p.n_score = 0; },        { "n_score = 0" } },
+    bad_case { "HugeScore",        [](auto & p, auto &) { p.n_score = UINT32_MAX; }, { "n_score = 4294967295" } },
     bad_case { "HugeInit",         [](auto & p, auto &) { p.n_init = UINT32_MAX; }, { "n_init = 4294967295" } },
     bad_case { "UbatchAboveLocal", [](auto &, auto & c) { c.n_ubatch = 128; },     { "n_ubatch = 128", "n_local = 32" } },
     bad_case { "BadPosition",      [](auto & p, auto &) { p.position = llama_infllm_position(3); }, { "position = 3" } },
+    bad_case { "BadAttend",        [](auto & p, auto &) { p.attend = llama_infllm_attend(2); }, { "attend = 2" } },
+    bad_case { "BadScores",        [](auto & p, auto &) { p.scores = llama_infllm_scores(2); }, { "scores = 2" } },
+    bad_case { "AttendBelowSlots", [](auto & p, auto &) { p.attend = LLAMA_INFLLM_ATTEND_TOPK; p.topk = 4; },
+        { "max_cached_blocks = 8", "attend = topk" } },
+    bad_case { "PublishedOnDevice",
+        [](auto & p, auto &) { p.scores = LLAMA_INFLLM_SCORES_PUBLISHED; p.paging = LLAMA_INFLLM_PAGING_DEVICE; },
+        { "paging = device", "scores = published" } },
     bad_case { "FlashAttentionOff",
         [](auto &, auto & c) { c.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED; }, { "flash_attn = off" } },
     bad_case { "UnsupportedType",
@@ -853,7 +909,7 @@ TEST(InfllmParse, GoodTexts) {
 
     EXPECT_TRUE(llama_infllm_params_parse(
             "n_init=1,n_local=2,block_size=3,topk=4,max_cached_blocks=5,repr_topk=6,n_score=7,position=infllm,"
-            "store_max_bytes=8589934592", &prm, &enabled));
+            "attend=topk,scores=published,paging=host,store_max_bytes=8589934592", &prm, &enabled));
     EXPECT_TRUE(enabled);
     EXPECT_EQ(prm.n_init,            1u);
     EXPECT_EQ(prm.n_local,           2u);
@@ -863,13 +919,16 @@ TEST(InfllmParse, GoodTexts) {
     EXPECT_EQ(prm.repr_topk,         6u);
     EXPECT_EQ(prm.n_score,           7u);
     EXPECT_EQ(prm.position,          LLAMA_INFLLM_POSITION_INFLLM);
+    EXPECT_EQ(prm.attend,            LLAMA_INFLLM_ATTEND_TOPK);
+    EXPECT_EQ(prm.scores,            LLAMA_INFLLM_SCORES_PUBLISHED);
+    EXPECT_EQ(prm.paging,            LLAMA_INFLLM_PAGING_HOST);
     EXPECT_EQ(prm.store_max_bytes,   8589934592u);
 }
 
 TEST(InfllmParse, BadTexts) {
     for (const char * text : {
             "2", "yes", "topk", "topk=", "topk=-1", "topk=4x", "topk=4294967296", "topk= 4", "window=4", "position=far",
-            "position=", "store_max_bytes=99999999999999999999", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
+            "position=", "attend=all", "scores=", "store_max_bytes=99999999999999999999", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
         auto prm     = llama_infllm_default_params();
         bool enabled = false;
         EXPECT_FALSE(llama_infllm_params_parse(text, &prm, &enabled)) << text;

@@ -527,8 +527,10 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
                 }
             }
             std::vector<float> expected(t.l.n_embd_k());
-            representative_key(k.data(), q.data(), t.l.cells.block_size, t.l.n_head_kv, t.l.n_embd_head_k, t.l.repr_topk, undo,
-                    expected.data());
+            std::vector<float> scores(t.l.n_head_kv*t.l.cells.block_size);
+            token_scores(k.data(), q.data(), t.l.cells.block_size, t.l.n_head_kv, t.l.n_embd_head_k, scores.data());
+            representative_key(k.data(), scores.data(), t.l.cells.block_size, t.l.n_head_kv, t.l.n_head_kv, t.l.n_embd_head_k,
+                    t.l.repr_topk, undo, expected.data());
             for (uint32_t i = 0; i < expected.size(); ++i) {
                 ASSERT_NEAR(half_to_float(t.repr[block*t.l.n_embd_k() + i]), expected[i], 2e-3f) << i;
             }

@@ -12,6 +12,7 @@
 
 using infllm::representative_key;
 using infllm::rotation;
+using infllm::token_scores;
 
 namespace {
 
@@ -50,6 +51,17 @@ std::vector<float> brute_force(const std::vector<float> & k, uint32_t n_best, F 
     return res;
 }
 
+// by the products with the queries, a head of representative keys for each KV head
+std::vector<float> by_queries(
+        const std::vector<float> & k, const std::vector<float> & q, uint32_t n_best, const std::vector<rotation> & undo = {}) {
+    std::vector<float> scores(N_HEAD_KV*N_TOKEN);
+    token_scores(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, scores.data());
+
+    std::vector<float> out(N_HEAD_KV*N_EMBD, 99.0f);
+    representative_key(k.data(), scores.data(), N_TOKEN, N_HEAD_KV, N_HEAD_KV, N_EMBD, n_best, undo, out.data());
+    return out;
+}
+
 } // namespace
 
 TEST(RepresentativeKey, EqualsBruteForce) {
@@ -57,10 +69,7 @@ TEST(RepresentativeKey, EqualsBruteForce) {
     const auto q = random_vector(N_HEAD_KV*N_EMBD, 2);
 
     for (uint32_t n_best : { 1u, 4u, N_TOKEN }) {
-        std::vector<float> out(N_HEAD_KV*N_EMBD, 99.0f);
-        representative_key(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, n_best, {}, out.data());
-
-        expect_near(out, brute_force(k, n_best, [&](uint32_t m, uint32_t h) {
+        expect_near(by_queries(k, q, n_best), brute_force(k, n_best, [&](uint32_t m, uint32_t h) {
             return dot(&q[h*N_EMBD], &k[(m*N_HEAD_KV + h)*N_EMBD]);
         }));
     }
@@ -75,8 +84,7 @@ TEST(RepresentativeKey, EveryHeadChoosesItsOwnTokens) {
         k[(2*h*N_HEAD_KV + h)*N_EMBD + h] = 5.0f + float(h);
     }
 
-    std::vector<float> out(N_HEAD_KV*N_EMBD);
-    representative_key(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, 1, {}, out.data());
+    const auto out = by_queries(k, q, 1);
     for (uint32_t h = 0; h < N_HEAD_KV; ++h) {
         for (uint32_t i = 0; i < N_EMBD; ++i) {
             EXPECT_EQ(out[h*N_EMBD + i], i == h ? 5.0f + float(h) : 0.0f);
@@ -98,10 +106,7 @@ TEST(RepresentativeKey, SumOfQueriesStandsForTheMeanOfScores) {
         }
     }
 
-    std::vector<float> out(q.size());
-    representative_key(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, 4, {}, out.data());
-
-    expect_near(out, brute_force(k, 4, [&](uint32_t m, uint32_t h) {
+    expect_near(by_queries(k, q, 4), brute_force(k, 4, [&](uint32_t m, uint32_t h) {
         float mean = 0.0f;
         for (uint32_t i = 0; i < n_query; ++i) {
             mean += dot(&queries[(i*N_HEAD_KV + h)*N_EMBD], &k[(m*N_HEAD_KV + h)*N_EMBD])/n_query;
@@ -123,17 +128,34 @@ TEST(RepresentativeKey, UndoesTheRotation) {
         undo.push_back(rot.inverse());
     }
 
-    std::vector<float> out(q.size());
-    representative_key(rotated.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, 4, undo, out.data());
-
     const auto expected = brute_force(plain, 4, [&](uint32_t m, uint32_t h) {
         return dot(&q[h*N_EMBD], &rotated[(m*N_HEAD_KV + h)*N_EMBD]);
     });
-    expect_near(out, expected);
+    expect_near(by_queries(rotated, q, 4, undo), expected);
 
     // the rotation does change the choice here, or this test would not see which keys are scored
     const auto by_plain = brute_force(plain, 4, [&](uint32_t m, uint32_t h) {
         return dot(&q[h*N_EMBD], &plain[(m*N_HEAD_KV + h)*N_EMBD]);
     });
     EXPECT_NE(expected, by_plain);
+}
+
+// two query heads that share a KV head choose each for itself
+TEST(RepresentativeKey, QueryHeadsChooseOfTheirKvHead) {
+    const uint32_t n_head = 2*N_HEAD_KV;
+
+    const auto k      = random_vector(N_TOKEN*N_HEAD_KV*N_EMBD, 7);
+    const auto scores = random_vector(n_head*N_TOKEN, 8);
+
+    std::vector<float> out(n_head*N_EMBD);
+    representative_key(k.data(), scores.data(), N_TOKEN, n_head, N_HEAD_KV, N_EMBD, 3, {}, out.data());
+
+    for (uint32_t g = 0; g < 2; ++g) {
+        const auto expected = brute_force(k, 3, [&](uint32_t m, uint32_t h) { return scores[(2*h + g)*N_TOKEN + m]; });
+        for (uint32_t h = 0; h < N_HEAD_KV; ++h) {
+            const auto * of_head = &out[(2*h + g)*N_EMBD];
+            expect_near(std::vector<float>(of_head, of_head + N_EMBD),
+                    std::vector<float>(&expected[h*N_EMBD], &expected[h*N_EMBD] + N_EMBD));
+        }
+    }
 }

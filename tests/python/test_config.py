@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from infllm_cpp import InfLLMConfig, _core
+from infllm_cpp.config import CHOICES
 
 
 def test_the_defaults_are_the_librarys() -> None:
@@ -14,14 +15,14 @@ def test_the_defaults_are_the_librarys() -> None:
     config = InfLLMConfig()
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.name in ("position", "paging"):
-            assert value == "auto"
+        if field.name in CHOICES:
+            assert CHOICES[field.name].index(value) == getattr(params, field.name) == 0
         else:
             assert (value or 0) == getattr(params, field.name), field.name
 
 
 def test_a_config_survives_the_way_through_the_c_api() -> None:
-    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9)
+    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9, "topk", "published")
     assert InfLLMConfig._from_params(config._to_params()) == config
 
 
@@ -35,6 +36,8 @@ def test_a_config_survives_the_way_through_the_c_api() -> None:
         ("store_max_bytes", 2**64),
         ("position", "far"),
         ("paging", "gpu"),
+        ("attend", "all"),
+        ("scores", "softmax"),
         ("pinned_max_bytes", 0),
     ],
 )

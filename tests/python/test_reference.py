@@ -93,6 +93,23 @@ def test_the_published_method_selects_mostly_the_same_and_predicts_as_well(
     assert res.ratio == pytest.approx(1, abs=0.03)
 
 
+def test_the_faithful_mode_is_the_published_method(float_path: Path, model: Model, tokens: list[int]) -> None:
+    # both begin to leave blocks out in the same chunk
+    budget = replace(BUDGET, topk=8)
+    faithful = run_ours(float_path, tokens, budget, "faithful", N_GREEDY)
+    published = run_reference(model, tokens, budget, PUBLISHED, 0)
+    res = compare(faithful, published, N_TOKENS, budget)
+    assert res.overlap > 0.8
+    assert res.ratio == pytest.approx(1, abs=0.03)
+
+    # the positions are all that differs
+    same = run_reference(model, tokens, budget, replace(PUBLISHED, position="true"), N_GREEDY)
+    res = compare(faithful, same, N_TOKENS, budget)
+    assert res.overlap > 0.98
+    assert res.ratio == pytest.approx(1, abs=0.002)
+    assert faithful.greedy == same.greedy
+
+
 def test_positions_of_slots_are_those_of_the_reference(
     float_path: Path, model: Model, tokens: list[int]
 ) -> None:
