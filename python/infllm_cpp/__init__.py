@@ -10,7 +10,13 @@ llama.cpp with the InfLLM memory (Xiao et al. 2024, arXiv 2402.04617):
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import _core
+try:
+    from . import _core
+except ImportError as err:  # libcuda.so.1, for example, comes with the driver
+    raise ImportError(
+        f"infllm_cpp cannot load a library that it was built with ({err}): "
+        "install the driver of your device, or infllm-cpp without support for it"
+    ) from None
 from ._core import DeviceInfo, DeviceLostError, TraceEvent, llama_version, local_devices, system_info
 from .config import InfLLMConfig, InfLLMStats
 from .llama import Llama
