@@ -178,6 +178,12 @@ def bench(
     no_kv_offload: Annotated[
         bool, typer.Option("--no-kv-offload", help="Plain llama.cpp with K and V on the CPU, too.")
     ] = False,
+    plain_up_to: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest context to run plain llama.cpp at; beyond it a line is fitted.", show_default="all"
+        ),
+    ] = None,
     text: Annotated[
         Path | None, typer.Option(help="What to read.", show_default="King James Version, by pip")
     ] = None,
@@ -196,6 +202,8 @@ def bench(
 
         infllm bench -m model.gguf --lengths 8192,32768 -o bench.jsonl --plot speed.png
 
+        infllm bench --lengths 8192,16384,32768,131072 --plain-up-to 32768
+
         infllm bench -m model.gguf --device CUDA0 --lengths 8192,131072 --no-kv-offload
     """
     run_bench(
@@ -204,6 +212,7 @@ def bench(
         n_decode,
         repeats,
         no_kv_offload,
+        plain_up_to,
         text,
         output,
         plot,

@@ -292,3 +292,17 @@ def test_bench(infllm: Run, tmp_path: Path) -> None:
     assert rows[1]["bytes_resident"] == rows[3]["bytes_resident"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "InfLLM memory" in result.stdout
+
+
+def test_bench_fits_a_line_to_plain(infllm: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    args = ["--n-decode", "1", "--repeats", "1", "--text", str(text), "--plain-up-to", "400"]
+    result = infllm("bench", "--lengths", "200,400,700", *args, *SMALL_OPTIONS)
+    assert result.returncode == 0, result.stderr
+    assert "plain llama.cpp *" in result.stdout
+    assert re.search(r"\* plain llama\.cpp: \S+ ms \+ \S+ µs per token of context", result.stdout)
+
+    result = infllm("bench", "--lengths", "200,700", *args, *SMALL_OPTIONS)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: plain_up_to = 400 leaves 1 of the lengths [200, 700]")
