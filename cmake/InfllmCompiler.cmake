@@ -19,6 +19,8 @@ endif()
 
 if (NOT MSVC)
     set(INFLLM_WARNINGS -Wall -Wextra -Wpedantic -Wcast-qual -Wmissing-declarations)
+    # rotations are rounded alike on every host and device: no FMA
+    set(INFLLM_EXACT -ffp-contract=off)
 endif()
 
 find_program(INFLLM_CCACHE ccache)

@@ -67,15 +67,17 @@ def load(args: argparse.Namespace, path: Path, n_ctx: int, **options: Any) -> It
         yield llm
 
 
-def greedy(llm: Llama, n: int) -> tuple[list[int], list[npt.NDArray[np.float32]], float]:
-    """Tokens, logits before each of them, and seconds per token."""
+def greedy(
+    llm: Llama, n: int, forced: list[int] | None = None
+) -> tuple[list[int], list[npt.NDArray[np.float32]], float]:
+    """The most likely tokens, logits before each of them, and seconds per token; `forced` ones are read."""
     out: list[int] = []
     logits = []
     begin = time.perf_counter()
-    for _ in range(n):
+    for i in range(n):
         logits.append(np.array(llm.logits))
         out.append(int(logits[-1].argmax()))
-        llm.eval(out[-1:])
+        llm.eval([forced[i] if forced else out[-1]])
     return out, logits, (time.perf_counter() - begin) / n
 
 
@@ -83,6 +85,12 @@ def greedy(llm: Llama, n: int) -> tuple[list[int], list[npt.NDArray[np.float32]]
 
 
 def verify(args: argparse.Namespace, report: Report) -> None:
+    """Device-paged against host-paged as they are, and both against the CPU with given selections.
+
+    Other kernels round otherwise. Where two blocks are nearly equal in score, the GPU may then select another
+    one than the CPU, and go on with other tokens: this says nothing, so the CPU's tokens and a fixed stream of
+    random selections are given to all.
+    """
     path = model(args, "small", "f16")
     prompt = tokens(2000)
     ways = (("cpu", "host", 0), ("host", "host", args.n_gpu_layers), ("device", "device", args.n_gpu_layers))
@@ -97,23 +105,45 @@ def verify(args: argparse.Namespace, report: Report) -> None:
                     out, logits, _ = greedy(llm, N_DECODE)
                     llm.truncate(1500)  # blocks come back into the ring
                     llm.eval(prompt[1500:])
-                    again, _, _ = greedy(llm, N_DECODE)
+                    out += greedy(llm, N_DECODE)[0]
+                    n_wrong = llm._ctx.check_slots()
+
+                    llm.reset()
+                    stats = llm.stats()
+                    assert stats is not None
+                    steps = np.random.default_rng(1).integers(0, 40, (97, stats.n_layer, SMALL.topk))
+                    llm._ctx.set_replay(steps.astype(np.int32))
+                    llm.eval(prompt)
+                    forced = runs["cpu"]["tokens"] if runs else out
+                    given = greedy(llm, N_DECODE, forced)[1]
                     stats = llm.stats()
                     assert stats is not None and stats.n_page_in > 0
-                    runs[name] = (out + again, np.array(logits), stats.n_page_in, llm._ctx.check_slots())
+                    runs[name] = {
+                        "tokens": out,
+                        "logits": np.array(logits),
+                        "given": np.array(given),
+                        "page_ins": stats.n_page_in,
+                        "wrong_slots": n_wrong + llm._ctx.check_slots(),
+                    }
             cpu, host, device = runs["cpu"], runs["host"], runs["device"]
-            difference = float(np.abs(device[1] - cpu[1]).max())
-            ok = device[0] == host[0] == cpu[0] and difference <= TOLERANCE and host[3] == device[3] == 0
+
+            # where the CPU's two best tokens are further apart than the tolerance, the best one is the same
+            best = np.sort(cpu["given"], axis=1)
+            sure = best[:, -1] - best[:, -2] > 2 * TOLERANCE
+            same = all((x["given"].argmax(1) == cpu["given"].argmax(1))[sure].all() for x in (host, device))
+            difference = max(float(np.abs(x["given"] - cpu["given"]).max()) for x in (host, device))
+            n_wrong = host["wrong_slots"] + device["wrong_slots"]
             report(
                 "verify",
                 position=position,
                 kv=kind,
-                same_tokens=device[0] == host[0] == cpu[0],
-                device_host_diff=float(np.abs(device[1] - host[1]).max()),
-                device_cpu_diff=difference,
-                page_ins=f"{device[2]}/{host[2]}/{cpu[2]}",
-                wrong_slots=host[3] + device[3],
-                ok=ok,
+                same_tokens=device["tokens"] == host["tokens"],
+                device_host_diff=float(np.abs(device["logits"] - host["logits"]).max()),
+                same_tokens_as_cpu=f"{same}, {sure.sum()} sure ones",
+                cpu_diff=difference,
+                page_ins=f"{device['page_ins']}/{host['page_ins']}/{cpu['page_ins']}",
+                wrong_slots=n_wrong,
+                ok=device["tokens"] == host["tokens"] and same and difference <= TOLERANCE and n_wrong == 0,
             )
 
 

@@ -32,7 +32,8 @@ fi
 if [ ! -x "$out/bench-gather" ]; then
     step "Building the bandwidth test"
     ggml=third_party/llama.cpp/ggml
-    nvcc -std=c++17 -O3 -arch=native --fmad=false -DGGML_CUDA_INFLLM -I$ggml/include -I$ggml/src -I$ggml/src/ggml-cuda \
+    mapfile -t flags < csrc/cuda/nvcc-flags.txt
+    nvcc -std=c++17 -O3 -arch=native "${flags[@]}" -DGGML_CUDA_INFLLM -I$ggml/include -I$ggml/src -I$ggml/src/ggml-cuda \
         -Icsrc/cuda tests/cuda/bench-gather.cu -lcublas -lcuda -o "$out/bench-gather"
 fi
 export INFLLM_GATHER_BENCH="$out/bench-gather"

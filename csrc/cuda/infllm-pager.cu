@@ -16,7 +16,10 @@ namespace infllm {
 static constexpr uint32_t N_THREADS_SELECT = 1024;
 static constexpr uint32_t N_THREADS        = 256;
 static constexpr uint32_t N_PART           = 8;  // thread blocks that copy a block, so that the loads in flight fill the bus
-static constexpr uint32_t N_STAGED_MAX     = 16; // blocks on their way to the host
+
+// blocks on their way to the host
+static constexpr uint32_t N_STAGED_MAX     = 16;
+static constexpr uint64_t STAGED_BYTES_MAX = 64u << 20;
 
 struct thread_block {
     __device__ uint32_t rank() const { return threadIdx.x; }
@@ -29,7 +32,7 @@ struct thread_block {
 // kernels
 //
 
-static __global__ void select_kernel(
+static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
         const pager_layer l, const pager_info * info, const float * q, const uint32_t q_nb1, const uint32_t q_nb2,
         const float * scores, const uint32_t n_block_pad, const uint32_t n_sub) {
     extern __shared__ uint64_t data[];
@@ -46,7 +49,9 @@ static __global__ void select_kernel(
 static __device__ void wait_for_block(const uint32_t * n_stored, uint32_t block) {
     if (threadIdx.x == 0) {
         while (*(const volatile uint32_t *) n_stored <= block) {
+#if __CUDA_ARCH__ >= 700
             __nanosleep(200);
+#endif
         }
         __threadfence_system();
     }
@@ -102,12 +107,13 @@ struct pager {
 
     uint64_t begin; // of the layers' part of a stored block
     uint64_t size;
+    uint32_t n_staged; // parts of blocks that staging has room for
     uint64_t store_smem;
 
     pager_layer * d_layers = nullptr;
     uint32_t    * n_stored = nullptr; // [n_seq] blocks that have arrived in the store
     uint32_t    * numbers  = nullptr; // [n_block_max + 1] 0, 1, 2, .. in pinned memory: what n_stored is set from
-    uint8_t     * staging  = nullptr; // [N_STAGED_MAX] parts of blocks
+    uint8_t     * staging  = nullptr; // [n_staged] parts of blocks
 
     cudaStream_t stream      = nullptr;
     cudaStream_t stream_copy = nullptr;
@@ -163,12 +169,22 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
     p->store_smem = 0;
 
     uint64_t end = 0;
+    uint64_t sum = 0;
     for (const auto & l : p->layers) {
+        const uint64_t size = l.size_k() + l.size_v() + l.n_embd_k()*sizeof(float);
         p->begin      = std::min(p->begin, l.offset);
-        end           = std::max(end, l.offset + l.size_k() + l.size_v() + l.n_embd_k()*sizeof(float));
+        end           = std::max(end, l.offset + size);
+        sum          += size;
         p->store_smem = std::max(p->store_smem, store_scratch::size(l));
     }
-    p->size = end - p->begin;
+    p->size     = end - p->begin;
+    p->n_staged = std::clamp<uint64_t>(STAGED_BYTES_MAX/p->size, 2, N_STAGED_MAX);
+
+    // it is copied in one piece, which must not hold what the host stores there
+    if (sum != p->size) {
+        delete p;
+        return nullptr;
+    }
 
     const uint32_t n_block_max = p->layers[0].n_block_max;
 
@@ -177,7 +193,7 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
     const bool ok = p->numbers &&
         cudaMalloc(&p->d_layers, n_layer*sizeof(pager_layer)) == cudaSuccess &&
         cudaMalloc(&p->n_stored, n_seq*sizeof(uint32_t))      == cudaSuccess &&
-        cudaMalloc(&p->staging,  N_STAGED_MAX*p->size)        == cudaSuccess;
+        cudaMalloc(&p->staging,  p->n_staged*p->size)         == cudaSuccess;
     if (!ok) {
         (void) cudaGetLastError();
         destroy(p);
@@ -205,8 +221,8 @@ static void store(pager * p, const store_job & job) {
     CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
     set_n_stored(p, job.seq, job.block0, p->stream);
 
-    for (uint32_t i0 = 0; i0 < job.n_block; i0 += N_STAGED_MAX) {
-        const uint32_t n = std::min(N_STAGED_MAX, job.n_block - i0);
+    for (uint32_t i0 = 0; i0 < job.n_block; i0 += p->n_staged) {
+        const uint32_t n = std::min(p->n_staged, job.n_block - i0);
 
         CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
         const dim3 grid(n, p->layers.size());

@@ -125,19 +125,18 @@ INFLLM_PORTABLE void copy_bytes(const Group & g, uint8_t * dst, const uint8_t * 
         auto * d = (bytes16 *) dst;
         auto * s = (const bytes16 *) src;
 
-        uint64_t i = g.rank();
-        for (; i + 3*step < n16; i += 4*step) {
-            const bytes16 a = s[i];
-            const bytes16 b = s[i +   step];
-            const bytes16 c = s[i + 2*step];
-            const bytes16 e = s[i + 3*step];
-            d[i]          = a;
-            d[i +   step] = b;
-            d[i + 2*step] = c;
-            d[i + 3*step] = e;
-        }
-        for (; i < n16; i += step) {
-            d[i] = s[i];
+        for (uint64_t i = g.rank(); i < n16; i += 4*step) {
+            bytes16 x[4];
+            for (int j = 0; j < 4; ++j) {
+                if (i + j*step < n16) {
+                    x[j] = s[i + j*step];
+                }
+            }
+            for (int j = 0; j < 4; ++j) {
+                if (i + j*step < n16) {
+                    d[i + j*step] = x[j];
+                }
+            }
         }
         done = n16*sizeof(bytes16);
     }

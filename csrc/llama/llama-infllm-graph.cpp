@@ -137,6 +137,18 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
     return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
 }
 
+// for backends that would multiply in half precision
+static void set_prec_f32(ggml_tensor * t) {
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+#endif
+    ggml_mul_mat_set_prec(t, GGML_PREC_F32); // what replaces it is newer than some releases that the patch applies to
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+}
+
 // weighted sums of the queries over the tokens
 //   q   [n_embd_head, n_head, n_tokens]
 //   w   [n_tokens, n_sum], or nullptr for a single token
@@ -195,13 +207,11 @@ static ggml_tensor * build_attention_sum(
         ggml_tensor * q, ggml_tensor * k, ggml_tensor * sinks, float kq_scale) {
     ggml_context * ctx0 = graph.ctx0;
 
-    // scaled first: some backends multiply in half precision
-    q = ggml_permute(ctx0, ggml_scale(ctx0, q, kq_scale), 0, 2, 1, 3);
-
-    ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), q);
+    ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
+    set_prec_f32(kq);
     ggml_backend_sched_set_tensor_backend(graph.sched, kq, get_backend(graph, l.k)); // like attention, see check_readers()
 
-    ggml_tensor * p = ggml_soft_max_ext(ctx0, kq, inp->self_kq_mask, 1.0f, 0.0f); // [n_kv, n_tokens, n_head]
+    ggml_tensor * p = ggml_soft_max_ext(ctx0, kq, inp->self_kq_mask, kq_scale, 0.0f); // [n_kv, n_tokens, n_head]
     ggml_soft_max_add_sinks(p, sinks);
 
     p = ggml_mul(ctx0, p, inp->window);
@@ -304,7 +314,9 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     // write the ubatch to its cells
     const auto cpy = [&](ggml_tensor * dst, ggml_tensor * cur) {
         cur = ggml_view_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2], cur->nb[2], 0);
-        dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], s*dst->nb[2]);
+        if (dst->ne[2] > 1) { // without a view backends can fuse this with the RoPE of K
+            dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], s*dst->nb[2]);
+        }
         ggml_build_forward_expand(gf, ggml_set_rows(ctx0, dst, cur, inp->self_k_idxs));
     };
     cpy(l.k, *k_cur);
@@ -331,6 +343,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
             ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_block, l.repr->nb[1], s*l.repr->nb[2]);
 
             scores = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub]
+            set_prec_f32(scores); // sums over all heads get large
             graph.cb(scores, "infllm_scores", il);
         }
 

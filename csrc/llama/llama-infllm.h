@@ -134,7 +134,8 @@ LLAMA_API bool llama_infllm_active(const struct llama_context * ctx);
 LLAMA_API bool llama_infllm_get_params(const struct llama_context * ctx, struct llama_infllm_params * params);
 
 // il < 0: all layers; false if the context has no InfLLM memory or no such layer
-// may be called from another thread while the context computes
+// may be called from another thread while the context computes; devices that page bring their counters up to date at
+// llama_synchronize()
 LLAMA_API bool llama_infllm_get_stats(const struct llama_context * ctx, int32_t il, struct llama_infllm_stats * stats);
 
 LLAMA_API void llama_infllm_reset_stats(struct llama_context * ctx);

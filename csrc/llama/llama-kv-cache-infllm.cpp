@@ -149,7 +149,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !published() && !add_pager_layer(ctx.get(), buft, l) &&
                 prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
             throw std::runtime_error(::format("paging = device, but %s cannot page by itself layers of this shape with K %s and "
-                    "V %s: use paging = host, or auto", ggml_backend_buft_name(buft), ggml_type_name(prm.type_k),
+                    "V %s, or other layers are on a device of another kind: use paging = host, or auto", ggml_backend_buft_name(buft), ggml_type_name(prm.type_k),
                     ggml_type_name(prm.type_v)));
         }
 
@@ -174,10 +174,11 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     const auto undo  = [this](int32_t i) -> const auto & { return ropes[i].undo;  };
     if (!pagers->start(block_bytes, block, undo)) {
         if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
-            throw std::runtime_error("paging = device, but there is no memory that host and device can share: "
-                    "use paging = host, or auto");
+            throw std::runtime_error("paging = device, but host and device have no memory to share, or too little of it, or "
+                    "share the layers between them: use paging = host, or auto");
         }
-        LLAMA_LOG_WARN("%s: there is no memory that host and device can share: the host pages, which is slower\n", __func__);
+        LLAMA_LOG_WARN("%s: host and device have no memory to share, or too little of it, or share the layers between them: "
+                "the host pages, which is slower\n", __func__);
     }
 
     if (pagers->empty()) {
@@ -244,7 +245,11 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.rope);
 }
 
-llama_kv_cache_infllm::~llama_kv_cache_infllm() = default;
+llama_kv_cache_infllm::~llama_kv_cache_infllm() {
+    if (pagers) {
+        pagers->wait(); // blocks may still be on their way to the store, which goes first
+    }
+}
 
 llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
