@@ -87,8 +87,8 @@ def greedy(
 def verify(args: argparse.Namespace, report: Report) -> None:
     """Device-paged against host-paged as they are, and both against the CPU with given selections.
 
-    Other kernels round otherwise. Where two blocks are nearly equal in score, the GPU may then select another
-    one than the CPU, and go on with other tokens: this says nothing, so the CPU's tokens and a fixed stream of
+    Other kernels round otherwise. Where two blocks are nearly equal in score, the GPU may select another one
+    than the CPU, and go on with other tokens. This says nothing, so the CPU's tokens and a fixed stream of
     random selections are given to all.
     """
     path = model(args, "small", "f16")
