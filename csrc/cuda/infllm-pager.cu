@@ -34,7 +34,7 @@ struct thread_block {
 
 static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
         const pager_layer l, const pager_info * info, const float * q, const uint32_t q_nb1, const uint32_t q_nb2,
-        const float * scores, const uint32_t n_block_pad, const uint32_t n_sub) {
+        const float * scores, const uint32_t n_row, const uint32_t n_sub) {
     extern __shared__ uint64_t data[];
     __shared__ page_scratch scratch;
 
@@ -42,7 +42,7 @@ static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
         scratch.init(l, data);
     }
     __syncthreads();
-    page_select(thread_block(), l, *info, q, q_nb1, q_nb2, scores, n_block_pad, n_sub, scratch);
+    page_select(thread_block(), l, *info, q, q_nb1, q_nb2, scores, n_row, n_sub, scratch);
 }
 
 // blocks may still be on their way to the host: n_stored have arrived

@@ -49,7 +49,7 @@ struct pager_api {
     // a ggml_custom_op_t, to be told apart by its address
     //   src[0] F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions
     //   src[1] I32 [4]                            pager_info
-    //   src[2] F32 [n_block_pad, n_sub]           scores, may be missing
+    //   src[2] F32 [n_row, n_sub]                 scores, may be missing
     //   userdata                                  page_op
     void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
 };

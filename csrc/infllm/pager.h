@@ -46,6 +46,7 @@ struct pager_layer {
     uint32_t repr_topk;
     uint32_t n_chunk;
     uint32_t n_block_max;
+    uint32_t n_repr;
 
     kv_type  type_k;
     uint64_t row_k;  // bytes
@@ -54,7 +55,7 @@ struct pager_layer {
 
     uint8_t  * k;      // [n_seq][n_cells_alloc] rows
     uint8_t  * v;
-    uint16_t * repr;   // [n_seq][n_block_max][n_embd_k()] half floats
+    uint16_t * repr;   // [n_seq][n_block_max][n_repr][n_embd_k()] half floats
     uint8_t  * state;  // [n_seq] see pager_state
     float    * scores; // [n_block_max] work space
 
@@ -246,10 +247,10 @@ struct page_scratch {
 
 // Take up the queries of the ubatch, then select.
 //   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]
-//   scores [n_sub][n_block_pad] products of representative keys and mean queries; nullptr: nothing is stored
+//   scores [n_sub][n_row] products of representative keys and mean queries (see selection.h); nullptr: nothing is stored
 template <typename Group>
 INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
-        const float * q, uint32_t q_nb1, uint32_t q_nb2, const float * scores, uint32_t n_block_pad, uint32_t n_sub,
+        const float * q, uint32_t q_nb1, uint32_t q_nb2, const float * scores, uint32_t n_row, uint32_t n_sub,
         page_scratch & scratch) {
     const pager_state state = pager_state::of(l, info.seq);
 
@@ -283,9 +284,11 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
     }
 
     for (uint32_t b = g.rank(); b < n_block; b += g.size()) {
-        float best = scores[b];
-        for (uint32_t s = 1; s < n_sub; ++s) {
-            best = fmaxf(best, scores[uint64_t(s)*n_block_pad + b]);
+        float best = scores[b*l.n_repr];
+        for (uint32_t s = 0; s < n_sub; ++s) {
+            for (uint32_t r = 0; r < l.n_repr; ++r) {
+                best = fmaxf(best, scores[uint64_t(s)*n_row + b*l.n_repr + r]);
+            }
         }
         l.scores[b] = best;
     }
@@ -337,10 +340,10 @@ INFLLM_PORTABLE void page_gather(const Group & g, const pager_layer & l, uint32_
 struct store_scratch {
     float   * q;     // [n_embd_k]
     float   * score; // [n_head_kv][block_size]
-    int32_t * best;  // [n_head_kv][repr_topk]
+    int32_t * best;  // [n_head_kv][n_repr][repr_topk]
 
     INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
-        return sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_kv)*(l.cells.block_size + l.repr_topk));
+        return sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_kv)*(l.cells.block_size + l.n_repr*l.repr_topk));
     }
 
     INFLLM_PORTABLE void init(const pager_layer & l, void * data) {
@@ -351,7 +354,7 @@ struct store_scratch {
 };
 
 // A block leaves the ring: its rows and its query sum go to dst, which is laid out as a stored block, and its
-// representative key (see representatives.h) into its place.
+// representative keys (see representatives.h) into their place.
 //   frame  its keys are rotated to the positions of this block
 //   last   last block of the queries that follow it in its local window
 template <typename Group>
@@ -362,6 +365,7 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
     const uint32_t n_embd = l.n_embd_k();
     const uint32_t n_head = l.n_head_kv;
     const uint32_t size   = l.cells.block_size;
+    const uint32_t n_part = size/l.n_repr;
     const uint32_t cell   = l.cells.cell(l.cells.block_pos(block));
 
     const uint8_t * k = l.k_cell(seq, cell);
@@ -389,35 +393,35 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
     }
     g.sync();
     for (uint32_t i = g.rank(); i < n_head*size; i += g.size()) {
-        const float  * score = s.score + i/size*size;
-        const uint64_t key   = topk_key(s.score[i], i%size);
+        const float  * score = s.score + i/n_part*n_part; // of the part
+        const uint64_t key   = topk_key(s.score[i], i%n_part);
         uint32_t rank = 0;
-        for (uint32_t m = 0; m < size; ++m) {
+        for (uint32_t m = 0; m < n_part; ++m) {
             rank += topk_key(score[m], m) > key;
         }
         if (rank < l.repr_topk) {
-            s.best[i/size*l.repr_topk + rank] = int32_t(i%size);
+            s.best[i/n_part*l.repr_topk + rank] = int32_t(i%size);
         }
     }
     g.sync();
 
-    uint16_t * repr = l.repr + (uint64_t(seq)*l.n_block_max + block)*n_embd;
+    uint16_t * repr = l.repr + (uint64_t(seq)*l.n_block_max + block)*l.n_repr*n_embd;
     const float weight = 1.0f/l.repr_topk;
 
     // dimensions that are rotated go in pairs
     const uint32_t n_pair = l.n_rot/2;
     const uint32_t n_item = n_pair + l.n_embd_head_k - l.n_rot;
-    for (uint32_t i = g.rank(); i < n_head*n_item; i += g.size()) {
-        const uint32_t h    = i/n_item;
+    for (uint32_t i = g.rank(); i < n_head*l.n_repr*n_item; i += g.size()) {
+        const uint32_t hr   = i/n_item; // head and part
         const uint32_t item = i%n_item;
-        const uint32_t head = h*l.n_embd_head_k;
+        const uint32_t head = hr/l.n_repr*l.n_embd_head_k;
         const uint32_t d0   = item < n_pair ? rope_dim0(l, item) : item - n_pair + l.n_rot;
         const uint32_t d1   = item < n_pair ? rope_dim1(l, item) : d0;
 
         float sum0 = 0.0f;
         float sum1 = 0.0f;
         for (uint32_t r = 0; r < l.repr_topk; ++r) {
-            const uint32_t  m   = s.best[h*l.repr_topk + r];
+            const uint32_t  m   = s.best[hr*l.repr_topk + r];
             const uint8_t * row = k + m*l.row_k;
             const float     a   = kv_load(l.type_k, row, head + d0);
             const float     b   = kv_load(l.type_k, row, head + d1);
@@ -429,9 +433,10 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
             sum0 += (a*undo.c - b*undo.s)*weight;
             sum1 += (a*undo.s + b*undo.c)*weight;
         }
-        repr[head + d0] = half_from_float(sum0);
+        uint16_t * out = repr + hr%l.n_repr*n_embd + head;
+        out[d0] = half_from_float(sum0);
         if (d1 != d0) {
-            repr[head + d1] = half_from_float(sum1);
+            out[d1] = half_from_float(sum1);
         }
     }
 }

@@ -23,29 +23,33 @@ void token_scores(
     }
 }
 
-void representative_key(
+void representative_keys(
         const float * k, const float * scores, uint32_t n_token, uint32_t n_head, uint32_t n_head_kv, uint32_t n_embd_head,
-        uint32_t repr_topk, const std::vector<rotation> & undo, float * out) {
-    std::vector<float>   score(n_token);
+        uint32_t n_repr, uint32_t repr_topk, const std::vector<rotation> & undo, float * out) {
+    const uint32_t n_part = n_token/n_repr;
+
+    std::vector<float>   score(n_part);
     std::vector<int32_t> best;
     std::vector<float>   key(n_embd_head);
 
-    for (uint32_t h = 0; h < n_head; ++h) {
-        const uint32_t h_kv  = h/(n_head/n_head_kv);
-        float        * out_h = out + std::size_t(h)*n_embd_head;
+    for (uint32_t r = 0; r < n_repr; ++r) {
+        for (uint32_t h = 0; h < n_head; ++h, out += n_embd_head) {
+            const uint32_t h_kv = h/(n_head/n_head_kv);
 
-        std::copy_n(scores + std::size_t(h)*n_token, n_token, score.begin());
-        select_topk(score, repr_topk, best);
+            std::copy_n(scores + std::size_t(h)*n_token + r*n_part, n_part, score.begin());
+            select_topk(score, repr_topk, best);
 
-        std::fill(out_h, out_h + n_embd_head, 0.0f);
-        for (const int32_t m : best) {
-            const float * k_m = k + (std::size_t(m)*n_head_kv + h_kv)*n_embd_head;
-            std::copy(k_m, k_m + n_embd_head, key.begin());
-            if (!undo.empty()) {
-                undo[m].apply(key.data(), 1, n_embd_head);
-            }
-            for (uint32_t i = 0; i < n_embd_head; ++i) {
-                out_h[i] += key[i]/best.size();
+            std::fill(out, out + n_embd_head, 0.0f);
+            for (const int32_t i : best) {
+                const uint32_t m   = r*n_part + i;
+                const float  * k_m = k + (std::size_t(m)*n_head_kv + h_kv)*n_embd_head;
+                std::copy(k_m, k_m + n_embd_head, key.begin());
+                if (!undo.empty()) {
+                    undo[m].apply(key.data(), 1, n_embd_head);
+                }
+                for (uint32_t e = 0; e < n_embd_head; ++e) {
+                    out[e] += key[e]/best.size();
+                }
             }
         }
     }

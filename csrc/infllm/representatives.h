@@ -18,15 +18,16 @@ namespace infllm {
 void token_scores(
         const float * k, const float * q, uint32_t n_token, uint32_t n_head_kv, uint32_t n_embd_head, float * out);
 
-// The representative key of a block: the keys of the repr_topk tokens with the highest scores, with RoPE undone, are
-// averaged into one key, as in the authors' code. Every head chooses its own tokens.
+// The representative keys of a block, one for each of n_repr equal parts: the keys of the repr_topk tokens with the highest
+// scores, with RoPE undone, are averaged into one key, as in the authors' code (which has one part). Every head chooses its
+// own tokens.
 //
 //   k      [n_token][n_head_kv][n_embd_head]  keys, rotated to their positions
 //   scores [n_head][n_token]                  n_head a multiple of n_head_kv: successive heads share a KV head
 //   undo   [n_token]                          what undoes the rotation of each token's key; empty without RoPE
-//   out    [n_head][n_embd_head]
-void representative_key(
+//   out    [n_repr][n_head][n_embd_head]
+void representative_keys(
         const float * k, const float * scores, uint32_t n_token, uint32_t n_head, uint32_t n_head_kv, uint32_t n_embd_head,
-        uint32_t repr_topk, const std::vector<rotation> & undo, float * out);
+        uint32_t n_repr, uint32_t repr_topk, const std::vector<rotation> & undo, float * out);
 
 } // namespace infllm

@@ -7,13 +7,14 @@
 namespace infllm {
 
 void block_scores(
-        const float * scores, uint32_t n_block, uint32_t n_block_pad, uint32_t n_sub, std::vector<float> & out) {
-    out.assign(scores, scores + n_block);
+        const float * scores, uint32_t n_block, uint32_t n_repr, uint32_t n_row, uint32_t n_sub, std::vector<float> & out) {
+    out.resize(n_block);
 
-    for (uint32_t s = 1; s < n_sub; ++s) {
-        const float * row = scores + std::size_t(s)*n_block_pad;
+    for (uint32_t s = 0; s < n_sub; ++s) {
+        const float * row = scores + std::size_t(s)*n_row;
         for (uint32_t b = 0; b < n_block; ++b) {
-            out[b] = std::max(out[b], row[b]);
+            const float best = *std::max_element(row + b*n_repr, row + (b + 1)*n_repr);
+            out[b] = s == 0 ? best : std::max(out[b], best);
         }
     }
 }

@@ -66,7 +66,7 @@ public:
     ggml_tensor * window  = nullptr; // F32 [n_kv, n_tokens], with published scores
     ggml_tensor * info    = nullptr; // I32 [4]
 
-    std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_block, 1], where they are given from outside
+    std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_row, 1], where they are given from outside
 
     ggml_cgraph * gf = nullptr; // until its readers are checked
 
@@ -254,7 +254,7 @@ static ggml_tensor * build_page_op(
         const llm_graph_input_attn_infllm * inp,
         const llama_kv_cache_infllm::layer & l,
         ggml_tensor * q_sum,    // [n_embd_head_k, n_head, n_chunk], or nullptr
-        ggml_tensor * scores) { // [n_block, n_sub], or nullptr
+        ggml_tensor * scores) { // [n_row, n_sub], or nullptr
     ggml_tensor * args[3];
     int n_args = 0;
     if (q_sum) {
@@ -327,8 +327,9 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         ggml_tensor * scores = nullptr;
 
         const int64_t n_block = mctx->get_n_block();
+        const int64_t n_row   = n_block*mem->get_params().n_repr; // representative keys
         if (n_block > 0 && inp->has_scores) {
-            scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_block, 1);
+            scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_row, 1);
             ggml_set_input(scores);
             inp->scores.push_back({ il, scores });
         } else if (n_block > 0) {
@@ -340,9 +341,9 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
             // product with the sum of the queries
             q = build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_repr); // [n_embd_head_k*n_head_repr, n_sub]
 
-            ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_block, l.repr->nb[1], s*l.repr->nb[2]);
+            ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_row, l.repr->nb[1], s*l.repr->nb[2]);
 
-            scores = ggml_mul_mat(ctx0, repr, q); // [n_block, n_sub]
+            scores = ggml_mul_mat(ctx0, repr, q); // [n_row, n_sub]
             set_prec_f32(scores); // sums over all heads get large
             graph.cb(scores, "infllm_scores", il);
         }

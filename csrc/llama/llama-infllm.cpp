@@ -48,6 +48,7 @@ llama_infllm_params llama_infllm_default_params(void) {
         /*.pinned_max_bytes  =*/ 0,
         /*.attend            =*/ LLAMA_INFLLM_ATTEND_RESIDENT,
         /*.scores            =*/ LLAMA_INFLLM_SCORES_LINEAR,
+        /*.n_repr            =*/ 1,
     };
 }
 
@@ -78,6 +79,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
         { "max_cached_blocks", &params->max_cached_blocks },
         { "repr_topk",         &params->repr_topk         },
         { "n_score",           &params->n_score           },
+        { "n_repr",            &params->n_repr            },
     };
     int position = params->position;
     int paging   = params->paging;
@@ -129,7 +131,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
             *choice->value = int(it - choice->names.begin());
         } else {
             return fail("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with "
-                    "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_score, position, store_max_bytes, paging, "
+                    "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_repr, n_score, position, store_max_bytes, paging, "
                     "pinned_max_bytes, attend, scores");
         }
     }
@@ -181,6 +183,7 @@ bool llama_infllm_params_resolve(
         !in_range("topk",       res.topk,       0, n_max/res.block_size) ||
         !in_range("max_cached_blocks", res.max_cached_blocks, 0, n_max/res.block_size) ||
         !in_range("repr_topk",  res.repr_topk,  1, res.block_size, " (block_size)") ||
+        !in_range("n_repr",     res.n_repr,     1, res.block_size, " (block_size)") ||
         !in_range("n_score",    res.n_score,    0, n_max) ||
         !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM) ||
         !in_range("paging",     res.paging,     LLAMA_INFLLM_PAGING_AUTO,   LLAMA_INFLLM_PAGING_DEVICE) ||
@@ -245,6 +248,11 @@ bool llama_infllm_params_resolve(
     }
     if (res.n_score == 0) {
         res.n_score = res.scores == LLAMA_INFLLM_SCORES_PUBLISHED ? n_ubatch : 32;
+    }
+
+    if (res.block_size%res.n_repr != 0 || res.repr_topk*res.n_repr > res.block_size) {
+        return fail(::format("n_repr = %u does not divide block_size = %u into parts of at least repr_topk = %u tokens",
+                res.n_repr, res.block_size, res.repr_topk));
     }
 
     *params = res;

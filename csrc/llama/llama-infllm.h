@@ -54,7 +54,7 @@ struct llama_infllm_params {
     uint32_t topk;              // blocks selected per layer for every ubatch; 0: 16, fewer where n_ctx_train leaves no room
     uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room;
                                 //   with attend = topk exactly topk
-    uint32_t repr_topk;         // representative keys of a block, <= block_size
+    uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 32, and the
                                 //   whole ubatch with published scores
     enum llama_infllm_position position;
@@ -63,6 +63,7 @@ struct llama_infllm_params {
     uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
     enum llama_infllm_attend attend;
     enum llama_infllm_scores scores;
+    uint32_t n_repr;            // representative keys of a block, each of an equal part of it
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now

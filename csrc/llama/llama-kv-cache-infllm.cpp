@@ -118,7 +118,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         ggml_format_name(l.k, "infllm_k_l%d", il);
         ggml_format_name(l.v, "infllm_v_l%d", il);
         if (can_page()) {
-            l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr, n_block_max, prm.n_seq_max);
+            l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr,
+                    prm.infllm.n_repr*n_block_max, prm.n_seq_max);
             ggml_format_name(l.repr, "infllm_repr_l%d", il);
         }
 
@@ -238,6 +239,7 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.repr_topk     = prm.infllm.repr_topk;
     shape.n_chunk       = n_chunk;
     shape.n_block_max   = n_block_max;
+    shape.n_repr        = prm.infllm.n_repr;
     shape.row_k         = l.k->nb[1];
     shape.row_v         = l.v->nb[1];
     shape.offset        = l.offset;
@@ -604,7 +606,7 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
         return;
     }
 
-    infllm::block_scores(static_cast<const float *>(scores->data), seq.n_offload(),
+    infllm::block_scores(static_cast<const float *>(scores->data), seq.n_offload(), prm.infllm.n_repr,
             scores->ne[0], scores->ne[1], scores_block);
     infllm::select_topk(scores_block, prm.infllm.topk, selected);
 
@@ -893,13 +895,14 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
         }
     }
 
-    std::vector<float> key(l.repr->ne[0]);
-    infllm::representative_key(rows.data(), scores.data(), cells.block_size, l.n_head_repr, l.n_head_kv, l.n_embd_head_k,
-            prm.infllm.repr_topk, undo, key.data());
+    const uint32_t n_repr = prm.infllm.n_repr;
+    std::vector<float> keys(n_repr*l.repr->ne[0]);
+    infllm::representative_keys(rows.data(), scores.data(), cells.block_size, l.n_head_repr, l.n_head_kv, l.n_embd_head_k,
+            n_repr, prm.infllm.repr_topk, undo, keys.data());
 
-    std::vector<ggml_fp16_t> key_f16(key.size());
-    ggml_fp32_to_fp16_row(key.data(), key_f16.data(), key.size());
-    ggml_backend_tensor_set(l.repr, key_f16.data(), seq_id*l.repr->nb[2] + block*l.repr->nb[1], l.repr->nb[1]);
+    std::vector<ggml_fp16_t> keys_f16(keys.size());
+    ggml_fp32_to_fp16_row(keys.data(), keys_f16.data(), keys.size());
+    ggml_backend_tensor_set(l.repr, keys_f16.data(), seq_id*l.repr->nb[2] + block*n_repr*l.repr->nb[1], n_repr*l.repr->nb[1]);
 }
 
 llama_kv_cache_infllm::block_rows llama_kv_cache_infllm::get_rows(
@@ -1196,7 +1199,14 @@ void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
 void llama_kv_cache_infllm_context::set_input_scores(ggml_tensor * dst, int32_t il) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
-    mem->score(il, mem->seqs[seq_id].n_offload(), static_cast<float *>(dst->data), mem->score_user_data);
+    std::vector<float> scores(mem->seqs[seq_id].n_offload());
+    mem->score(il, scores.size(), scores.data(), mem->score_user_data);
+
+    const uint32_t n_repr = mem->prm.infllm.n_repr;
+    auto * data = static_cast<float *>(dst->data);
+    for (size_t b = 0; b < scores.size(); ++b) {
+        std::fill_n(data + b*n_repr, n_repr, scores[b]);
+    }
 }
 
 void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {

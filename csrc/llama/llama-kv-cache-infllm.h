@@ -119,7 +119,7 @@ public:
 
         ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
-        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_block_max, n_seq_max] representative keys, RoPE undone
+        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_max, n_seq_max] representative keys, RoPE undone
 
         int32_t rope; // index in ropes, -1: the layer has no RoPE
 
@@ -163,7 +163,7 @@ public:
 
     // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
-    //   scores F32 [n_block_pad, n_sub]             or nullptr: products of representative keys and mean queries
+    //   scores F32 [n_repr*n_block_pad, n_sub]      or nullptr: products of representative keys and mean queries
     void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
 
     // with published scores: add what the queries of the current ubatch attended within their local window
@@ -362,7 +362,7 @@ public:
     void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk
     void set_input_window (ggml_tensor * dst) const; // F32 [n_kv, n]     weights: 1 for tokens in the query's local window
     void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
-    void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_block_pad, 1] given from outside
+    void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_repr*n_block_pad, 1] given from outside
     void set_input_info   (ggml_tensor * dst) const; // I32 [4] what devices that page must know of the ubatch
 
 private:

@@ -77,6 +77,7 @@ PYBIND11_MODULE(_core, m) {
         .def_readwrite("max_cached_blocks", &llama_infllm_params::max_cached_blocks)
         .def_readwrite("repr_topk",         &llama_infllm_params::repr_topk)
         .def_readwrite("n_score",           &llama_infllm_params::n_score)
+        .def_readwrite("n_repr",            &llama_infllm_params::n_repr)
         .def_readwrite("store_max_bytes",   &llama_infllm_params::store_max_bytes)
         .def_readwrite("pinned_max_bytes",  &llama_infllm_params::pinned_max_bytes)
         .def_property("position", get_enum<&llama_infllm_params::position>, set_enum<&llama_infllm_params::position>)

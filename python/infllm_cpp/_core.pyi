@@ -53,6 +53,7 @@ class InfLLMParams:
     pinned_max_bytes: int
     attend: int
     scores: int
+    n_repr: int
     def __init__(self) -> None: ...
 
 def infllm_n_cells(params: InfLLMParams, n_ubatch: int) -> int: ...

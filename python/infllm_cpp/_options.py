@@ -68,7 +68,8 @@ class ModelOptions:
     max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="2 * topk")] = (
         _default.max_cached_blocks
     )
-    repr_topk: Annotated[int, _option(_MEMORY, "Representative keys of a block.")] = _default.repr_topk
+    repr_topk: Annotated[int, _option(_MEMORY, "Tokens that make a representative key.")] = _default.repr_topk
+    n_repr: Annotated[int, _option(_MEMORY, "Representative keys of a block.")] = _default.n_repr
     n_score: Annotated[
         int | None,
         _option(

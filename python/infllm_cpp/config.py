@@ -51,7 +51,7 @@ class InfLLMConfig:
     max_cached_blocks : int or None
         Slots per layer, at least `topk`. ``None``: twice `topk`, or `topk` with ``attend="topk"``.
     repr_topk : int
-        Representative keys of a block, at most `block_size`.
+        Tokens whose keys are averaged into a representative key, at most ``block_size/n_repr``.
     n_score : int or None
         Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 32, or the
         whole ubatch with ``scores="published"``.
@@ -74,6 +74,9 @@ class InfLLMConfig:
         that follow, summed over the query heads of a KV head (the formula of the paper, section 3.2).
         ``"published"``: by the attention that they got within their local window, for each query head (the
         authors' code). It computes attention twice and is paged by the host: for comparisons.
+    n_repr : int
+        Representative keys of a block, each of an equal part of it; the best of them counts. They take
+        `n_repr` times the memory.
 
     Raises
     ------
@@ -101,6 +104,7 @@ class InfLLMConfig:
     pinned_max_bytes: int | None = _default.pinned_max_bytes or None
     attend: Attend = _ATTENDS[_default.attend]
     scores: Scores = _SCORES[_default.scores]
+    n_repr: int = _default.n_repr
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -34,6 +34,7 @@ llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_P
     prm.topk              = 4;
     prm.max_cached_blocks = 8;
     prm.n_score           = 8;
+    prm.n_repr            = 2;
     prm.position          = position;
 
     // all tests run in both ways, see CMakeLists.txt
@@ -47,6 +48,7 @@ llama_infllm_params published_params(llama_infllm_position position) {
     auto prm = small_params(position);
     prm.max_cached_blocks = 0;
     prm.n_score           = 0;
+    prm.n_repr            = 1;
     prm.attend            = LLAMA_INFLLM_ATTEND_TOPK;
     prm.scores            = LLAMA_INFLLM_SCORES_PUBLISHED;
     prm.paging            = LLAMA_INFLLM_PAGING_HOST;
@@ -821,6 +823,8 @@ INSTANTIATE_TEST_SUITE_P(Params, InfllmBadParams, testing::Values(
     bad_case { "HugeBlockSize",    [](auto & p, auto &) { p.block_size = 5000; },  { "block_size = 5000", "1 to 4096" } },
     bad_case { "BlockAboveLocal",  [](auto & p, auto &) { p.block_size = 33; },    { "block_size = 33", "n_local = 32" } },
     bad_case { "ReprAboveBlock",   [](auto & p, auto &) { p.repr_topk = 9; },      { "repr_topk = 9", "1 to 8" } },
+    bad_case { "ReprNoDivisor",    [](auto & p, auto &) { p.n_repr = 3; },         { "n_repr = 3", "block_size = 8" } },
+    bad_case { "ReprAbovePart",    [](auto & p, auto &) { p.n_repr = 4; p.repr_topk = 3; }, { "n_repr = 4", "repr_topk = 3" } },
     bad_case { "HugeScore",        [](auto & p, auto &) { p.n_score = UINT32_MAX; }, { "n_score = 4294967295" } },
     bad_case { "HugeInit",         [](auto & p, auto &) { p.n_init = UINT32_MAX; }, { "n_init = 4294967295" } },
     bad_case { "UbatchAboveLocal", [](auto &, auto & c) { c.n_ubatch = 128; },     { "n_ubatch = 128", "n_local = 32" } },
@@ -908,7 +912,7 @@ TEST(InfllmParse, GoodTexts) {
     EXPECT_FALSE(enabled);
 
     EXPECT_TRUE(llama_infllm_params_parse(
-            "n_init=1,n_local=2,block_size=3,topk=4,max_cached_blocks=5,repr_topk=6,n_score=7,position=infllm,"
+            "n_init=1,n_local=2,block_size=3,topk=4,max_cached_blocks=5,repr_topk=6,n_score=7,n_repr=8,position=infllm,"
             "attend=topk,scores=published,paging=host,store_max_bytes=8589934592", &prm, &enabled));
     EXPECT_TRUE(enabled);
     EXPECT_EQ(prm.n_init,            1u);
@@ -917,6 +921,7 @@ TEST(InfllmParse, GoodTexts) {
     EXPECT_EQ(prm.topk,              4u);
     EXPECT_EQ(prm.max_cached_blocks, 5u);
     EXPECT_EQ(prm.repr_topk,         6u);
+    EXPECT_EQ(prm.n_repr,            8u);
     EXPECT_EQ(prm.n_score,           7u);
     EXPECT_EQ(prm.position,          LLAMA_INFLLM_POSITION_INFLLM);
     EXPECT_EQ(prm.attend,            LLAMA_INFLLM_ATTEND_TOPK);

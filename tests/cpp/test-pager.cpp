@@ -142,6 +142,7 @@ struct test_layer {
         l.remap         = remap;
         l.topk          = 4;
         l.repr_topk     = 3;
+        l.n_repr        = 2;
         l.n_chunk       = l.cells.n_cells()/l.cells.block_size + 2;
         l.n_block_max   = 64;
         l.type_k        = type;
@@ -152,7 +153,7 @@ struct test_layer {
         const uint64_t n_cells = l.cells.n_cells();
         k.resize(n_seq*n_cells*l.row_k);
         v.resize(n_seq*n_cells*l.row_v);
-        repr.resize(size_t(n_seq)*l.n_block_max*l.n_embd_k());
+        repr.resize(size_t(n_seq)*l.n_block_max*l.n_repr*l.n_embd_k());
         state.resize(n_seq*pager_state::size(l)/sizeof(uint64_t));
         scores.resize(l.n_block_max);
         blocks.resize(size_t(n_seq)*l.n_block_max);
@@ -325,18 +326,18 @@ TEST(PageSelect, EqualsPlainModelOverManySteps) {
             }
         }
         const uint32_t n_sub = 1 + rng()%3;
-        const uint32_t n_pad = 64;
-        scores.assign(n_sub*n_pad, NAN); // what lies in the padding must not matter
+        const uint32_t n_row = 64*t.l.n_repr;
+        scores.assign(n_sub*n_row, NAN); // what lies in the padding must not matter
         std::vector<float> best(n_block[s], -INFINITY);
         for (uint32_t i = 0; i < n_sub; ++i) {
-            for (uint32_t b = 0; b < n_block[s]; ++b) {
-                scores[i*n_pad + b] = float(int(rng()%9) - 4)*(step%2 == 0 ? 0.5f : -0.0f);
-                best[b] = std::max(best[b], scores[i*n_pad + b]);
+            for (uint32_t r = 0; r < n_block[s]*t.l.n_repr; ++r) {
+                scores[i*n_row + r] = float(int(rng()%9) - 4)*(step%2 == 0 ? 0.5f : -0.0f);
+                best[r/t.l.n_repr] = std::max(best[r/t.l.n_repr], scores[i*n_row + r]);
             }
         }
 
         const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]) };
-        page_select(single_thread(), t.l, info, q.data(), t.l.n_embd_head_k, uint32_t(q.size()), scores.data(), n_pad, n_sub,
+        page_select(single_thread(), t.l, info, q.data(), t.l.n_embd_head_k, uint32_t(q.size()), scores.data(), n_row, n_sub,
                 scratch);
 
         const auto selected = model_topk(best, t.l.topk);
@@ -373,7 +374,7 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
     std::fill_n(many.state_of().slots.block, many.l.cells.n_slot, slot_view::NONE);
 
     std::vector<float> q(2*one.l.n_head*one.l.n_embd_head_k);
-    std::vector<float> scores(64);
+    std::vector<float> scores(64*one.l.n_repr);
 
     for (int step = 0; step < 300; ++step) {
         for (auto * x : { &q, &scores }) {
@@ -387,7 +388,8 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
             page_scratch scratch = {};
             scratch.init(t->l, t->scratch.data());
             run_group(t == &one ? 1 : 4, [&](const thread_group & g) {
-                page_select(g, t->l, info, q.data(), t->l.n_embd_head_k, uint32_t(q.size()/2), scores.data(), 64, 1, scratch);
+                page_select(g, t->l, info, q.data(), t->l.n_embd_head_k, uint32_t(q.size()/2), scores.data(), scores.size(), 1,
+                        scratch);
             });
         }
         // page-ins beyond n_page_in are left over
@@ -526,13 +528,13 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
                     q[i] += t.state_of().q_sum[b%t.l.n_chunk*t.l.n_embd_k() + i];
                 }
             }
-            std::vector<float> expected(t.l.n_embd_k());
+            std::vector<float> expected(t.l.n_repr*t.l.n_embd_k());
             std::vector<float> scores(t.l.n_head_kv*t.l.cells.block_size);
             token_scores(k.data(), q.data(), t.l.cells.block_size, t.l.n_head_kv, t.l.n_embd_head_k, scores.data());
-            representative_key(k.data(), scores.data(), t.l.cells.block_size, t.l.n_head_kv, t.l.n_head_kv, t.l.n_embd_head_k,
-                    t.l.repr_topk, undo, expected.data());
+            representative_keys(k.data(), scores.data(), t.l.cells.block_size, t.l.n_head_kv, t.l.n_head_kv, t.l.n_embd_head_k,
+                    t.l.n_repr, t.l.repr_topk, undo, expected.data());
             for (uint32_t i = 0; i < expected.size(); ++i) {
-                ASSERT_NEAR(half_to_float(t.repr[block*t.l.n_embd_k() + i]), expected[i], 2e-3f) << i;
+                ASSERT_NEAR(half_to_float(t.repr[block*expected.size() + i]), expected[i], 2e-3f) << i;
             }
         }
     }

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <numeric>
 
-using infllm::representative_key;
+using infllm::representative_keys;
 using infllm::rotation;
 using infllm::token_scores;
 
@@ -58,7 +58,7 @@ std::vector<float> by_queries(
     token_scores(k.data(), q.data(), N_TOKEN, N_HEAD_KV, N_EMBD, scores.data());
 
     std::vector<float> out(N_HEAD_KV*N_EMBD, 99.0f);
-    representative_key(k.data(), scores.data(), N_TOKEN, N_HEAD_KV, N_HEAD_KV, N_EMBD, n_best, undo, out.data());
+    representative_keys(k.data(), scores.data(), N_TOKEN, N_HEAD_KV, N_HEAD_KV, N_EMBD, 1, n_best, undo, out.data());
     return out;
 }
 
@@ -148,7 +148,7 @@ TEST(RepresentativeKey, QueryHeadsChooseOfTheirKvHead) {
     const auto scores = random_vector(n_head*N_TOKEN, 8);
 
     std::vector<float> out(n_head*N_EMBD);
-    representative_key(k.data(), scores.data(), N_TOKEN, n_head, N_HEAD_KV, N_EMBD, 3, {}, out.data());
+    representative_keys(k.data(), scores.data(), N_TOKEN, n_head, N_HEAD_KV, N_EMBD, 1, 3, {}, out.data());
 
     for (uint32_t g = 0; g < 2; ++g) {
         const auto expected = brute_force(k, 3, [&](uint32_t m, uint32_t h) { return scores[(2*h + g)*N_TOKEN + m]; });
@@ -157,5 +157,34 @@ TEST(RepresentativeKey, QueryHeadsChooseOfTheirKvHead) {
             expect_near(std::vector<float>(of_head, of_head + N_EMBD),
                     std::vector<float>(&expected[h*N_EMBD], &expected[h*N_EMBD] + N_EMBD));
         }
+    }
+}
+
+// every part of a block has the key that it would have as a block
+TEST(RepresentativeKey, PartsAreLikeBlocks) {
+    const uint32_t n_repr = 3;
+    const uint32_t n_part = N_TOKEN/n_repr;
+
+    const auto k      = random_vector(N_TOKEN*N_HEAD_KV*N_EMBD, 9);
+    const auto scores = random_vector(N_HEAD_KV*N_TOKEN, 10);
+
+    std::vector<rotation> undo;
+    for (uint32_t m = 0; m < N_TOKEN; ++m) {
+        undo.push_back(make_rotation(m));
+    }
+
+    std::vector<float> out(n_repr*N_HEAD_KV*N_EMBD);
+    representative_keys(k.data(), scores.data(), N_TOKEN, N_HEAD_KV, N_HEAD_KV, N_EMBD, n_repr, 2, undo, out.data());
+
+    std::vector<float> part(N_HEAD_KV*N_EMBD);
+    for (uint32_t r = 0; r < n_repr; ++r) {
+        std::vector<float> of_part;
+        for (uint32_t h = 0; h < N_HEAD_KV; ++h) {
+            const auto * begin = &scores[h*N_TOKEN + r*n_part];
+            of_part.insert(of_part.end(), begin, begin + n_part);
+        }
+        representative_keys(&k[r*n_part*N_HEAD_KV*N_EMBD], of_part.data(), n_part, N_HEAD_KV, N_HEAD_KV, N_EMBD, 1, 2,
+                { undo.begin() + r*n_part, undo.begin() + (r + 1)*n_part }, part.data());
+        expect_near(part, { out.begin() + r*part.size(), out.begin() + (r + 1)*part.size() });
     }
 }

@@ -28,7 +28,7 @@ TEST(BlockScores, EqualBruteForce) {
         }
 
         std::vector<float> out(99, 1e9f); // left over from an earlier call
-        block_scores(scores.data(), n_block, n_pad, n_sub, out);
+        block_scores(scores.data(), n_block, 1, n_pad, n_sub, out);
 
         ASSERT_EQ(out.size(), n_block);
         for (uint32_t b = 0; b < n_block; ++b) {
@@ -41,10 +41,21 @@ TEST(BlockScores, EqualBruteForce) {
     }
 }
 
+TEST(BlockScores, BestRepresentativeKeyCounts) {
+    // 2 sub-chunks, 2 blocks of 3 keys each, one row of padding
+    const std::vector<float> scores = {
+        0.0f, 1.0f, 2.0f,   5.0f, 4.0f, 3.0f,   9.0f,
+        0.0f, 7.0f, 0.0f,  -1.0f, 4.5f, 0.0f,   9.0f,
+    };
+    std::vector<float> out;
+    block_scores(scores.data(), 2, 3, 7, 2, out);
+    EXPECT_EQ(out, (std::vector<float>{ 7.0f, 5.0f }));
+}
+
 TEST(BlockScores, NoBlocks) {
     std::vector<float> out(3);
     const float scores[1] = { 0.0f };
-    block_scores(scores, 0, 1, 1, out);
+    block_scores(scores, 0, 4, 1, 1, out);
     EXPECT_TRUE(out.empty());
 }
 
@@ -69,11 +80,11 @@ TEST(BlockScores, BestSubChunkFindsWhatTheMeanMisses) {
     std::vector<float>   out;
     std::vector<int32_t> best;
 
-    block_scores(scores.data(), n_block, n_block, n_sub, out);
+    block_scores(scores.data(), n_block, 1, n_block, n_sub, out);
     select_topk(out, 1, best);
     EXPECT_EQ(best, (std::vector<int32_t>{ 1 }));
 
-    block_scores(mean.data(), n_block, n_block, 1, out);
+    block_scores(mean.data(), n_block, 1, n_block, 1, out);
     select_topk(out, 2, best);
     EXPECT_EQ(std::count(best.begin(), best.end(), 1), 0);
 }

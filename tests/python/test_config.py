@@ -22,7 +22,7 @@ def test_the_defaults_are_the_librarys() -> None:
 
 
 def test_a_config_survives_the_way_through_the_c_api() -> None:
-    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9, "topk", "published")
+    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9, "topk", "published", 3)
     assert InfLLMConfig._from_params(config._to_params()) == config
 
 

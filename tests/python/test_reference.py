@@ -18,7 +18,15 @@ from compare import Run, Selected, compare, config, prose, run_ours, run_referen
 from infllm_reference import OURS, PUBLISHED, Budget, Model, Switches
 
 BUDGET = Budget(
-    n_init=32, n_local=256, block_size=32, topk=6, max_cached_blocks=8, repr_topk=4, n_score=16, chunk=128
+    n_init=32,
+    n_local=256,
+    block_size=32,
+    topk=6,
+    max_cached_blocks=8,
+    repr_topk=4,
+    n_repr=2,
+    n_score=16,
+    chunk=128,
 )
 N_TOKENS = 1152
 N_GREEDY = 8
@@ -142,9 +150,10 @@ def test_the_first_layer_selects_the_same_blocks(model: Model, tokens: list[int]
         replace(OURS, scores="softmax"),
         replace(OURS, followers="window"),
         replace(OURS, heads="query"),
+        replace(OURS, parts="one"),
         replace(OURS, query="mean"),
     ],
-    ids=["scores", "followers", "heads", "query"],
+    ids=["scores", "followers", "heads", "parts", "query"],
 )
 def test_without_one_deviation_the_first_layer_selects_others(
     model: Model, tokens: list[int], ours: Run, switches: Switches

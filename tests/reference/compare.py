@@ -80,6 +80,7 @@ VARIANTS: dict[str, tuple[Switches, str]] = {
     "ours, but softmax sums": (replace(OURS, scores="softmax"), "true"),
     "ours, but each token's own window": (replace(OURS, followers="window"), "true"),
     "ours, but per query head": (replace(OURS, heads="query"), "true"),
+    "ours, but one representative key": (replace(OURS, parts="one"), "true"),
     "ours, but one mean query a chunk": (replace(OURS, query="mean"), "true"),
     "ours, but only topk blocks attended": (replace(OURS, attend="topk"), "true"),
     "ours, but positions of the paper": (replace(OURS, position="paper"), "true"),
@@ -102,7 +103,9 @@ def config(budget: Budget, mode: str) -> InfLLMConfig:
     """`mode`: a `position`, or ``"faithful"``, as published but for the positions, which are true ones."""
     if mode == "faithful":
         faithful = config(budget, "true")
-        return replace(faithful, max_cached_blocks=None, n_score=None, attend="topk", scores="published")
+        return replace(
+            faithful, max_cached_blocks=None, n_repr=1, n_score=None, attend="topk", scores="published"
+        )
     return InfLLMConfig(
         n_init=budget.n_init,
         n_local=budget.n_local,
@@ -110,6 +113,7 @@ def config(budget: Budget, mode: str) -> InfLLMConfig:
         topk=budget.topk,
         max_cached_blocks=budget.max_cached_blocks,
         repr_topk=budget.repr_topk,
+        n_repr=budget.n_repr,
         n_score=budget.n_score,
         position=mode,  # type: ignore[arg-type]
     )
@@ -246,6 +250,7 @@ SCORING: dict[str, Switches] = {
     "linear scores": replace(PUBLISHED, scores="linear"),
     "linear scores, whole blocks of queries": replace(PUBLISHED, scores="linear", followers="blocks"),
     "per KV head": replace(PUBLISHED, heads="kv"),
+    "several representative keys": replace(PUBLISHED, parts="several"),
     "best sub-chunk": replace(PUBLISHED, query="best"),
     "ours": OURS,
 }

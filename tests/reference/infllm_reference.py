@@ -40,6 +40,7 @@ class Budget:
     topk: int = 8
     max_cached_blocks: int = 16
     repr_topk: int = 4
+    n_repr: int = 1
     n_score: int = 32
     chunk: int = 256
 
@@ -59,6 +60,9 @@ class Switches:
         ``"blocks"``: those of the ``n_local/block_size`` blocks that follow its block.
     heads : {"query", "kv"}
         Who chooses representative tokens: every query head, or every KV head for all of its query heads.
+    parts : {"one", "several"}
+        ``"one"``: a block has one representative key. ``"several"``: each of its `n_repr` parts has one, and
+        the best product counts.
     query : {"mean", "best"}
         What a block is compared with. ``"mean"``: the mean query of the chunk. ``"best"``: mean queries of
         sub-chunks of ``n_score`` tokens; the best product counts.
@@ -79,6 +83,7 @@ class Switches:
     scores: Literal["softmax", "linear"] = "softmax"
     followers: Literal["window", "blocks"] = "window"
     heads: Literal["query", "kv"] = "query"
+    parts: Literal["one", "several"] = "one"
     query: Literal["mean", "best"] = "mean"
     attend: Literal["topk", "resident"] = "topk"
     position: Literal["paper", "true", "slots"] = "paper"
@@ -86,7 +91,7 @@ class Switches:
 
 
 PUBLISHED = Switches()
-OURS = Switches("linear", "blocks", "kv", "best", "resident", "true")
+OURS = Switches("linear", "blocks", "kv", "several", "best", "resident", "true")
 
 
 @dataclass(frozen=True)
@@ -273,7 +278,8 @@ class LayerMemory:
         self.mass = np.zeros((model.n_head, n_ctx), np.float32)
         """Sum of the probabilities that the queries of its local window gave to each token."""
         self.reps: list[Floats] = []
-        """Mean representative key of each block for each query head, without RoPE, ``[H, D]``."""
+        """Representative keys of each block for each query head, without RoPE, ``[n_repr, H, D]``."""
+        self.n_repr = 1 if switches.parts == "one" else budget.n_repr
         self.n_slot = budget.topk if switches.attend == "topk" else budget.max_cached_blocks
         self.slots: Slots | None = None  # until blocks are left out
         self.shift = 0  # blocks that the local window is moved back by, with position = "slots"
@@ -315,9 +321,12 @@ class LayerMemory:
             if self.switches.heads == "kv":
                 groups = scores.reshape(self.model.n_head_kv, -1, b.block_size)
                 scores = np.repeat(groups.sum(axis=1), groups.shape[1], axis=0)
-            tokens = best(scores, b.repr_topk)  # [H, repr_topk]
-            k = self.group_repeat(self.k[start:end])  # [block_size, H, D]
-            self.reps.append(k[tokens, np.arange(len(tokens))[:, None]].mean(axis=1))
+            n_part = b.block_size // self.n_repr
+            parts = scores.reshape(len(scores), self.n_repr, n_part).swapaxes(0, 1)
+            tokens = best(parts, b.repr_topk)  # [n_repr, H, repr_topk]
+            k = self.group_repeat(self.k[start:end]).reshape(self.n_repr, n_part, len(scores), -1)
+            part, head = np.ogrid[: self.n_repr, : len(scores)]
+            self.reps.append(k[part[..., None], tokens, head[..., None]].mean(axis=2))
 
     def block_scores(self, q: Floats) -> Floats:
         """Relevance of every block to the queries of a chunk ``[T, H, D]``, without RoPE."""
@@ -325,8 +334,8 @@ class LayerMemory:
         n = self.budget.n_score if self.switches.query == "best" else len(q)
         # sub-chunks are counted from the end
         means = [q[max(0, end - n) : end].mean(axis=0) for end in range(len(q), 0, -n)]
-        reps = np.stack(self.reps).reshape(len(self.reps), -1)
-        res: Floats = (reps @ np.stack(means).reshape(len(means), -1).T).max(axis=1)
+        reps = np.stack(self.reps).reshape(len(self.reps), self.n_repr, -1)
+        res: Floats = (reps @ np.stack(means).reshape(len(means), -1).T).max(axis=(1, 2))
         return res
 
     def choose(self, q: Floats, p0: int) -> tuple[list[int], Floats | None]:
