@@ -171,7 +171,11 @@ bool llama_infllm_params_resolve(
 
     llama_infllm_params res = *params;
 
-    const auto in_range = [](const char * name, uint32_t value, uint32_t min, uint32_t max, const char * why = "") {
+    // a caller may have put any number into an enum: it is read as a number
+    const auto in_range = [](const char * name, const auto & field, uint32_t min, uint32_t max, const char * why = "") {
+        uint32_t value;
+        static_assert(sizeof(field) == sizeof(value), "a parameter of 32 bits");
+        memcpy(&value, &field, sizeof(value));
         return (value >= min && value <= max) ||
             fail(::format("%s = %u is out of range: it must be %u to %u%s", name, value, min, max, why));
     };
