@@ -145,7 +145,8 @@ def test_streaming_keeps_the_first_and_the_last_tokens(
 
 def test_perplexity_is_that_of_the_logits(llm: Llama, haystack: Haystack) -> None:
     tokens = haystack.begin + [t for s in haystack.cut(300) for t in s]
-    ((begin, end, loss),) = perplexity(llm, tokens, lambda n_done, n_total: None)
+    ((begin, end, loss),), last = perplexity(llm, tokens, lambda n_done, n_total: None)
+    assert last == loss
     assert (begin, end) == (0, len(tokens))
 
     llm.reset()
@@ -155,6 +156,34 @@ def test_perplexity_is_that_of_the_logits(llm: Llama, haystack: Haystack) -> Non
     expected = -np.log(p[np.arange(len(tokens) - 1), tokens[1:]]).mean()
     assert loss == pytest.approx(expected, rel=1e-4)
     assert 1 < math.exp(loss) < 100
+
+
+def test_texts_of_every_length_end_with_the_same_passage(
+    model_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infllm_cpp.evaluation.runner.BUCKET", 128)
+    plan = Plan(
+        model=model_path,
+        tasks=["perplexity"],
+        methods=["full"],
+        lengths=[200, 500],
+        text=prose,
+        options={"n_batch": 128},
+    )
+    short, long = run(plan, tmp_path / "eval.jsonl")
+    assert (short["length"], short["end"], long["length"], long["end"]) == (200, 500, 500, 500)
+
+    with Llama(model_path, n_ctx=512, n_batch=128, infllm=None) as llm:
+        haystack = Haystack(llm.tokenize, prose.read_text())
+        text = [token for sentence in haystack.cut(499) for token in sentence]
+        tokens = haystack.begin + text[-199:]
+        buckets, last = perplexity(llm, tokens, lambda n_done, n_total: None)
+        assert [begin for begin, _, _ in buckets] == [0, 128]
+        assert short["last"] == pytest.approx(last, rel=1e-4)
+    # the same tokens are easier to predict with more text before them
+    assert long["last"] < short["last"]
+    headers = [[column.header for column in table.columns] for table in report.tables([short, long])]
+    assert [f"perplexity of the last {report.BUCKET:,}", "method", "200", "500"] in headers
 
 
 def test_the_front_and_the_recommendation() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Table
 
 from .. import _terminal as term
-from .runner import Result, mean_perplexity
+from .runner import BUCKET, Result, mean_perplexity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,6 +66,14 @@ def tables(results: Sequence[Result]) -> list[Table]:
         for r in chosen:
             cells = [f"{math.exp(loss):.2f}" for _, _, loss in r["buckets"]]
             table.add_row("", name_of(r), *cells, f"{mean_perplexity(r['buckets']):.2f}")
+        out.append(table)
+
+    lengths = sorted({r["length"] for r in texts})
+    if len(lengths) > 1:  # all texts end with the same tokens
+        table = _table([f"perplexity of the last {BUCKET:,}", "method", *(f"{n:,}" for n in lengths)])
+        for name in _unique([name_of(r) for r in texts]):
+            last = {r["length"]: r["last"] for r in texts if name_of(r) == name}
+            table.add_row("", name, *(f"{math.exp(last[n]):.2f}" if n in last else "" for n in lengths))
         out.append(table)
 
     table = _table(["method", "length", "resident", "store", "decode, tok/s", "seconds"])

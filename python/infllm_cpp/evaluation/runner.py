@@ -62,7 +62,7 @@ class Plan:
 
 def key_of(result: Result) -> str:
     """What makes two results the same measurement."""
-    names = ("model", "task", "method", "config", "length", "depth", "seed")
+    names = ("model", "task", "method", "config", "length", "end", "depth", "seed")
     return json.dumps([result.get(name) for name in names], sort_keys=True)
 
 
@@ -93,8 +93,9 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     Returns
     -------
     list of dict
-        ``task, method, config, length, depth, seed``, and ``n_right, n_asked, answers`` for retrieval, or
-        ``buckets`` (``[begin, end, mean negative log likelihood]``) for perplexity; ``seconds``,
+        ``task, method, config, length, depth, seed``, and ``n_right, n_asked, answers`` for retrieval, or for
+        perplexity ``end`` (where the text ends in the prose, tokens), ``buckets`` (``[begin, end, mean
+        negative log likelihood]``) and ``last`` (that of the last `BUCKET` tokens); ``seconds``,
         ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
     """
     wanted = [
@@ -113,6 +114,8 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
             "method": method,
             "config": used,
             "length": length,
+            # texts of every length end with the same passage: it has more or less before it
+            **({"end": max(plan.lengths)} if task == "perplexity" else {}),
             "depth": depth,
             "seed": seed,
         }
@@ -149,8 +152,9 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
             begin = time.perf_counter()
             result = head(context, task, depth, seed)
             if task == "perplexity":
-                tokens = haystack.begin + [t for s in haystack.cut(length - 1) for t in s]
-                result["buckets"] = perplexity(llm, tokens, update)
+                text = [token for s in haystack.cut(result["end"] - 1) for token in s]
+                tokens = haystack.begin + text[-(length - 1) :]
+                result["buckets"], result["last"] = perplexity(llm, tokens, update)
             else:
                 sample = RETRIEVAL[task](haystack, length, depth, seed)
                 result.update(ask(llm, sample.tokens, sample.questions, update))
@@ -203,8 +207,18 @@ def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: 
     }
 
 
-def perplexity(llm: Llama, tokens: list[int], progress: ProgressCallback) -> list[tuple[int, int, float]]:
-    """Mean negative log likelihood of the tokens, in buckets of positions: begin, end, nats per token."""
+def perplexity(
+    llm: Llama, tokens: list[int], progress: ProgressCallback
+) -> tuple[list[tuple[int, int, float]], float]:
+    """Mean negative log likelihood of the tokens, in nats per token.
+
+    Returns
+    -------
+    buckets : list of tuple
+        Begin, end and mean of every `BUCKET` positions.
+    last : float
+        Mean of the last `BUCKET` tokens.
+    """
     llm.reset()
     losses = np.empty(len(tokens) - 1)
     step = 256
@@ -217,10 +231,11 @@ def perplexity(llm: Llama, tokens: list[int], progress: ProgressCallback) -> lis
         norm = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
         losses[i : i + len(following)] = norm - logits[np.arange(len(following)), following]
         progress(i + len(batch), len(tokens))
-    return [
+    buckets = [
         (begin, min(begin + BUCKET, len(tokens)), float(losses[begin : begin + BUCKET].mean()))
         for begin in range(0, len(losses), BUCKET)
     ]
+    return buckets, float(losses[-BUCKET:].mean())
 
 
 def mean_perplexity(buckets: Sequence[tuple[int, int, float]]) -> float:
