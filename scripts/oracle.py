@@ -76,7 +76,7 @@ def answers(llm: Llama, tokens: list[int], question: Question) -> tuple[dict[str
     fact = fact_blocks(config, tokens, llm.tokenize(" " + question.answer, add_bos=False))
     fact = [block for block in fact if 0 <= block < n_block]
     if not fact:
-        return out, "in the local window"
+        return dict.fromkeys(KINDS, out["own"]), "in the local window"
 
     mean = scores.mean(axis=0)
     best = np.argsort(-mean)
