@@ -48,7 +48,7 @@ struct pager_api {
 
     // a ggml_custom_op_t, to be told apart by its address
     //   src[0] F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions
-    //   src[1] I32 [4]                            pager_info
+    //   src[1] I32 [5]                            pager_info
     //   src[2] F32 [n_row, n_sub]                 scores, may be missing
     //   userdata                                  page_op
     void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
@@ -61,7 +61,7 @@ struct page_op {
 
 // whether the code in pager.h can handle such a layer
 inline bool pager_supports(const pager_layer & l) {
-    const uint64_t max_scratch = 40*1024; // of the 48 KiB that every CUDA device has
+    const uint64_t max_scratch = 36*1024; // of the 48 KiB that every CUDA device has, less page_scratch
     return l.n_embd_head_k <= PAGER_MAX_HEAD && (l.type_k == KV_F16 || l.n_embd_head_k%32 == 0) &&
         page_scratch::size(l) <= max_scratch && store_scratch::size(l) <= max_scratch && l.repr_topk <= l.cells.block_size;
 }

@@ -2,6 +2,7 @@
 
 #include "cell-layout.h"
 #include "kv-row.h"
+#include "relevance.h"
 #include "slots.h"
 #include "topk.h"
 
@@ -28,6 +29,7 @@ struct pager_info {
     int32_t p0;
     int32_t n_tokens;
     int32_t n_block; // stored
+    int32_t agree;   // whether layers agree on the relevance of blocks
 };
 
 // What the pager knows of a layer. Memory is the device's, but for the blocks, which host and device share. A stored block
@@ -47,6 +49,7 @@ struct pager_layer {
     uint32_t n_chunk;
     uint32_t n_block_max;
     uint32_t n_repr;
+    uint32_t first; // of the layers on its device
 
     kv_type  type_k;
     uint64_t row_k;  // bytes
@@ -58,6 +61,7 @@ struct pager_layer {
     uint16_t * repr;   // [n_seq][n_block_max][n_repr][n_embd_k()] half floats
     uint8_t  * state;  // [n_seq] see pager_state
     float    * scores; // [n_block_max] work space
+    float    * sums;   // [n_sub_max][n_block_max] relevance that the layers on the device agree on, of a ubatch
 
     uint64_t stride_k; // bytes from one sequence to the next
     uint64_t stride_v;
@@ -227,11 +231,14 @@ INFLLM_PORTABLE void rotate_k(const Group & g, const pager_layer & l, uint8_t * 
 
 // work space, shared by the group
 struct page_scratch {
-    topk_scratch topk;
-    uint64_t   * keys;     // [topk]
-    int32_t    * selected; // [topk]
-    int32_t    * where;    // [topk]
-    uint32_t   * order;    // [n_slot]
+    union {
+        relevance_scratch relevance;
+        topk_scratch      topk;
+    };
+    uint64_t * keys;     // [topk]
+    int32_t  * selected; // [topk]
+    int32_t  * where;    // [topk]
+    uint32_t * order;    // [n_slot]
 
     INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
         return l.topk*(sizeof(uint64_t) + 2*sizeof(int32_t)) + l.cells.n_slot*sizeof(uint32_t);
@@ -247,7 +254,7 @@ struct page_scratch {
 
 // Take up the queries of the ubatch, then select.
 //   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]
-//   scores [n_sub][n_row] products of representative keys and mean queries (see selection.h); nullptr: nothing is stored
+//   scores [n_sub][n_row] see relevance.h; nullptr: nothing is stored
 template <typename Group>
 INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
         const float * q, uint32_t q_nb1, uint32_t q_nb2, const float * scores, uint32_t n_row, uint32_t n_sub,
@@ -283,16 +290,12 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
         return;
     }
 
-    for (uint32_t b = g.rank(); b < n_block; b += g.size()) {
-        float best = scores[b*l.n_repr];
-        for (uint32_t s = 0; s < n_sub; ++s) {
-            for (uint32_t r = 0; r < l.n_repr; ++r) {
-                best = fmaxf(best, scores[uint64_t(s)*n_row + b*l.n_repr + r]);
-            }
-        }
-        l.scores[b] = best;
+    const repr_scores repr = { scores, n_block, l.n_repr, n_row, n_sub };
+    if (info.agree) {
+        block_relevance(g, repr, l.first, l.sums, l.scores, scratch.relevance);
+    } else {
+        block_relevance(g, repr, l.scores);
     }
-    g.sync();
 
     const uint32_t n = l.topk < n_block ? l.topk : n_block;
     select_topk (g, l.scores, n_block, n, scratch.topk, scratch.keys, scratch.selected);

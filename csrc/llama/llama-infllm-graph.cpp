@@ -36,6 +36,8 @@ public:
         if (used(w_sum))        { mctx_infllm->set_input_w_sum  (w_sum);        }
         if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
         if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
+        if (used(key_idxs))     { mctx_infllm->set_input_key_idxs (key_idxs);   }
+        if (used(key_shift))    { mctx_infllm->set_input_key_shift(key_shift);  }
         if (used(window))       { mctx_infllm->set_input_window (window);       }
         if (used(info))         { mctx_infllm->set_input_info   (info);         }
 
@@ -61,10 +63,12 @@ public:
     const llama_kv_cache_infllm_context * mctx_infllm;
 
     ggml_tensor * w_sum   = nullptr; // F32 [n_tokens, n_chunk]
-    ggml_tensor * w_mean  = nullptr; // F32 [n_tokens, n_sub]
+    ggml_tensor * w_mean  = nullptr; // F32 [n_tokens or n_key, n_sub]
     ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
+    ggml_tensor * key_idxs  = nullptr; // I32 [n_key], with search = keys
+    ggml_tensor * key_shift = nullptr; // I32 [n_key]
     ggml_tensor * window  = nullptr; // F32 [n_kv, n_tokens], with published scores
-    ggml_tensor * info    = nullptr; // I32 [4]
+    ggml_tensor * info    = nullptr; // I32 [5]
 
     std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_row, 1], where they are given from outside
 
@@ -120,7 +124,12 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
     } else if (mctx->get_mem()->can_page() && n_tokens > 1) {
         inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
     }
-    if (mctx->get_n_block() > 0) {
+    if (mctx->get_n_block() > 0 && mctx->get_mem()->by_keys()) {
+        const int64_t n_key = mctx->get_n_key(n_tokens);
+        inp->key_idxs  = new_input(GGML_TYPE_I32, n_key, 1, "infllm_inp_key_idxs");
+        inp->key_shift = new_input(GGML_TYPE_I32, n_key, 1, "infllm_inp_key_shift");
+        inp->w_mean    = new_input(GGML_TYPE_F32, n_key, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
+    } else if (mctx->get_n_block() > 0) {
         inp->q_shift = new_input(GGML_TYPE_I32, n_tokens, 1, "infllm_inp_q_shift");
         if (n_tokens > 1) {
             inp->w_mean = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
@@ -128,7 +137,7 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
     }
 
     if (mctx->get_mem()->has_pagers()) {
-        inp->info = new_input(GGML_TYPE_I32, 4, 1, "infllm_inp_info");
+        inp->info = new_input(GGML_TYPE_I32, 5, 1, "infllm_inp_info");
     }
 
     inp->gf = graph.gf;
@@ -193,6 +202,46 @@ static ggml_backend_t get_backend(const llm_graph_context & graph, const ggml_te
         }
     }
     return nullptr;
+}
+
+// What representative keys are compared with when queries search: means over sub-chunks, summed over the heads that share
+// a KV head. All are brought to one distance from the representative keys, whose RoPE is undone. One selection serves all
+// heads of a layer (InfLLM, section 3.2): their products are added up, which is the product with the sum of the queries.
+//   q   [n_embd_head, n_head, n_tokens]
+//   res [n_embd_head*n_head_repr, n_sub]
+static ggml_tensor * build_search_queries(
+        ggml_context * ctx0,
+        const llm_graph_input_attn_infllm * inp,
+        const llama_kv_cache_infllm::layer & l,
+        ggml_tensor * q) {
+    if (const auto * rope = l.mem->get_rope(l)) {
+        q = rope->build(ctx0, q, inp->q_shift);
+    }
+    return build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_repr);
+}
+
+// The same when keys search: means over sub-chunks of keys in the ring, with RoPE undone, less the mean of all keys. That
+// a context is like a stored one shows in its keys, as in kNN-LM (Khandelwal et al. 2020, arXiv 1911.00172).
+//   k   [n_embd_k_gqa, n_cells] of the sequence
+//   res [n_embd_k_gqa, n_sub]
+static ggml_tensor * build_search_keys(
+        const llm_graph_context & graph,
+        const llm_graph_input_attn_infllm * inp,
+        const llama_kv_cache_infllm::layer & l,
+        ggml_tensor * k) {
+    ggml_context * ctx0 = graph.ctx0;
+
+    ggml_tensor * cur = ggml_get_rows(ctx0, k, inp->key_idxs);
+    ggml_backend_sched_set_tensor_backend(graph.sched, cur, get_backend(graph, l.k)); // like attention, see check_readers()
+
+    cur = ggml_reshape_3d(ctx0, cur, l.n_embd_head_k, l.n_head_kv, cur->ne[1]);
+    if (const auto * rope = l.mem->get_rope(l)) {
+        cur = rope->build(ctx0, cur, inp->key_shift);
+    }
+    cur = build_head_sum(ctx0, build_q_sum(ctx0, cur, inp->w_mean), l.n_head_kv);
+
+    const size_t offset = inp->seq_id*l.mean->nb[2];
+    return ggml_sub(ctx0, cur, ggml_view_1d(ctx0, l.mean, l.mean->ne[0], offset));
 }
 
 // The attention that each cell gets from the queries of which it is in the local window. This is what flash attention keeps
@@ -333,17 +382,13 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
             ggml_set_input(scores);
             inp->scores.push_back({ il, scores });
         } else if (n_block > 0) {
-            // all queries at one distance from the representative keys, whose RoPE is undone
-            const auto  * rope = mem->get_rope(l);
-            ggml_tensor * q    = rope ? rope->build(ctx0, q_cur, inp->q_shift) : q_cur;
-
-            // one selection for all heads of a layer (InfLLM, section 3.2): their products are added up, which is the
-            // product with the sum of the queries
-            q = build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_repr); // [n_embd_head_k*n_head_repr, n_sub]
+            ggml_tensor * cur = mem->by_keys()
+                ? build_search_keys(graph, inp, l, ggml_view_2d(ctx0, l.k, l.k->ne[0], l.k->ne[1], l.k->nb[1], s*l.k->nb[2]))
+                : build_search_queries(ctx0, inp, l, q_cur);
 
             ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_row, l.repr->nb[1], s*l.repr->nb[2]);
 
-            scores = ggml_mul_mat(ctx0, repr, q); // [n_row, n_sub]
+            scores = ggml_mul_mat(ctx0, repr, cur); // [n_row, n_sub]
             set_prec_f32(scores); // sums over all heads get large
             graph.cb(scores, "infllm_scores", il);
         }

@@ -35,7 +35,8 @@ llama_infllm_pagers::~llama_infllm_pagers() {
 
 bool llama_infllm_pagers::add_layer(
         const pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, int32_t rope) {
+        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, int32_t rope,
+        uint32_t n_sub_max) {
     // memory is shared in one way: layers on devices of another kind are left to the host
     if (!pager_supports(shape) || (shared && shared != &api)) {
         return false;
@@ -53,7 +54,11 @@ bool llama_infllm_pagers::add_layer(
     l.state  = ggml_new_tensor_2d(ctx, GGML_TYPE_I8,  pager_state::size(shape), n_seq);
     l.scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, shape.n_block_max);
 
-    // layers on a device share the tables
+    // layers on a device share what they agree on, and the tables
+    const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
+    l.pl.first = other == layers.end();
+    l.sums     = l.pl.first ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_block_max, n_sub_max) : other->sums;
+
     const auto same = std::find_if(layers.begin(), layers.end(), [&](const layer & o) {
         return o.buft == buft && o.rope == rope;
     });
@@ -102,6 +107,7 @@ bool llama_infllm_pagers::start(uint64_t block_bytes, const rotations & block, c
         l.pl.repr     = static_cast<uint16_t *>(l.repr  ->data);
         l.pl.state    = static_cast<uint8_t  *>(l.state ->data);
         l.pl.scores   = static_cast<float    *>(l.scores->data);
+        l.pl.sums     = static_cast<float    *>(l.sums  ->data);
         l.pl.stride_k = l.k->nb[2];
         l.pl.stride_v = l.v->nb[2];
         l.pl.blocks   = blocks;

@@ -40,7 +40,7 @@ llama_infllm_params llama_infllm_default_params(void) {
         /*.block_size        =*/ 64,
         /*.topk              =*/ 16,
         /*.max_cached_blocks =*/ 0,
-        /*.repr_topk         =*/ 4,
+        /*.repr_topk         =*/ 0,
         /*.n_score           =*/ 0,
         /*.position          =*/ LLAMA_INFLLM_POSITION_AUTO,
         /*.store_max_bytes   =*/ 0,
@@ -48,7 +48,8 @@ llama_infllm_params llama_infllm_default_params(void) {
         /*.pinned_max_bytes  =*/ 0,
         /*.attend            =*/ LLAMA_INFLLM_ATTEND_RESIDENT,
         /*.scores            =*/ LLAMA_INFLLM_SCORES_LINEAR,
-        /*.n_repr            =*/ 1,
+        /*.n_repr            =*/ 0,
+        /*.search            =*/ LLAMA_INFLLM_SEARCH_AUTO,
     };
 }
 
@@ -85,6 +86,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
     int paging   = params->paging;
     int attend   = params->attend;
     int scores   = params->scores;
+    int search   = params->search;
 
     const struct {
         const char *             name;
@@ -95,6 +97,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
         { "paging",   &paging,   { "auto", "host", "device" } },
         { "attend",   &attend,   { "resident", "topk" }       },
         { "scores",   &scores,   { "linear", "published" }    },
+        { "search",   &search,   { "auto", "keys", "queries" } },
     };
 
     std::istringstream list(str);
@@ -132,7 +135,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
         } else {
             return fail("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with "
                     "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_repr, n_score, position, store_max_bytes, paging, "
-                    "pinned_max_bytes, attend, scores");
+                    "pinned_max_bytes, attend, scores, search");
         }
     }
 
@@ -140,6 +143,7 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
     params->paging   = llama_infllm_paging  (paging);
     params->attend   = llama_infllm_attend  (attend);
     params->scores   = llama_infllm_scores  (scores);
+    params->search   = llama_infllm_search  (search);
 
     return true;
 }
@@ -186,13 +190,14 @@ bool llama_infllm_params_resolve(
         !in_range("n_local",    res.n_local,    0, n_max) ||
         !in_range("topk",       res.topk,       0, n_max/res.block_size) ||
         !in_range("max_cached_blocks", res.max_cached_blocks, 0, n_max/res.block_size) ||
-        !in_range("repr_topk",  res.repr_topk,  1, res.block_size, " (block_size)") ||
-        !in_range("n_repr",     res.n_repr,     1, res.block_size, " (block_size)") ||
+        !in_range("repr_topk",  res.repr_topk,  0, res.block_size, " (block_size)") ||
+        !in_range("n_repr",     res.n_repr,     0, res.block_size, " (block_size)") ||
         !in_range("n_score",    res.n_score,    0, n_max) ||
         !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM) ||
         !in_range("paging",     res.paging,     LLAMA_INFLLM_PAGING_AUTO,   LLAMA_INFLLM_PAGING_DEVICE) ||
         !in_range("attend",     res.attend,     LLAMA_INFLLM_ATTEND_RESIDENT, LLAMA_INFLLM_ATTEND_TOPK) ||
-        !in_range("scores",     res.scores,     LLAMA_INFLLM_SCORES_LINEAR, LLAMA_INFLLM_SCORES_PUBLISHED)) {
+        !in_range("scores",     res.scores,     LLAMA_INFLLM_SCORES_LINEAR, LLAMA_INFLLM_SCORES_PUBLISHED) ||
+        !in_range("search",     res.search,     LLAMA_INFLLM_SEARCH_AUTO,   LLAMA_INFLLM_SEARCH_QUERIES)) {
         return false;
     }
 
@@ -250,8 +255,26 @@ bool llama_infllm_params_resolve(
     if (res.scores == LLAMA_INFLLM_SCORES_PUBLISHED && res.paging == LLAMA_INFLLM_PAGING_DEVICE) {
         return fail("paging = device does not work with scores = published, which the host computes: use paging = host, or auto");
     }
+    const bool published = res.scores == LLAMA_INFLLM_SCORES_PUBLISHED;
+    if (res.search == LLAMA_INFLLM_SEARCH_AUTO) {
+        res.search = published ? LLAMA_INFLLM_SEARCH_QUERIES : LLAMA_INFLLM_SEARCH_KEYS;
+    }
+    const bool by_keys = res.search == LLAMA_INFLLM_SEARCH_KEYS;
+    if (by_keys && published) {
+        return fail("search = keys does not work with scores = published, which the queries search: use search = queries, or auto");
+    }
     if (res.n_score == 0) {
-        res.n_score = res.scores == LLAMA_INFLLM_SCORES_PUBLISHED ? n_ubatch : 32;
+        res.n_score = published ? n_ubatch : by_keys ? 16 : 32;
+    }
+    if (by_keys && res.n_score > res.n_local) {
+        return fail(::format("n_score = %u is larger than n_local = %u: with search = keys a sub-chunk must fit in the local "
+                "window", res.n_score, res.n_local));
+    }
+    if (res.n_repr == 0) {
+        res.n_repr = by_keys && res.block_size%8 == 0 ? res.block_size/8 : 1;
+    }
+    if (res.repr_topk == 0) {
+        res.repr_topk = by_keys ? res.block_size/res.n_repr : std::min(4u, res.block_size/res.n_repr);
     }
 
     if (res.block_size%res.n_repr != 0 || res.repr_topk*res.n_repr > res.block_size) {

@@ -47,6 +47,14 @@ enum llama_infllm_scores {
                                        //   authors' code). Computes attention twice; for comparisons. The host pages
 };
 
+// what representative keys are multiplied with to score a block
+enum llama_infllm_search {
+    LLAMA_INFLLM_SEARCH_AUTO    = 0, // KEYS, but QUERIES with published scores
+    LLAMA_INFLLM_SEARCH_KEYS    = 1, // the keys of the current tokens, less the mean key: a block counts that holds a context
+                                     //   like the current one
+    LLAMA_INFLLM_SEARCH_QUERIES = 2, // the queries of the current tokens, as published
+};
+
 struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
     uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
@@ -54,16 +62,19 @@ struct llama_infllm_params {
     uint32_t topk;              // blocks selected per layer for every ubatch; 0: 16, fewer where n_ctx_train leaves no room
     uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room;
                                 //   with attend = topk exactly topk
-    uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr
-    uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 32, and the
-                                //   whole ubatch with published scores
+    uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4
+                                //   with search = queries
+    uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 16, with
+                                //   search = queries 32, and the whole ubatch with published scores
     enum llama_infllm_position position;
     uint64_t store_max_bytes;   // limit of the block store, bytes; 0: no limit
     enum llama_infllm_paging paging;
     uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
     enum llama_infllm_attend attend;
     enum llama_infllm_scores scores;
-    uint32_t n_repr;            // representative keys of a block, each of an equal part of it
+    uint32_t n_repr;            // representative keys of a block, each of an equal part of it; 0: one for 8 tokens, but one in
+                                //   all with search = queries
+    enum llama_infllm_search search;
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now

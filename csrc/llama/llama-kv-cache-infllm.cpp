@@ -2,6 +2,7 @@
 
 #include "llama-infllm-impl.h"
 
+#include "../infllm/relevance.h"
 #include "../infllm/representatives.h"
 #include "../infllm/selection.h"
 
@@ -92,7 +93,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
         auto & ctx = ctx_map[buft];
         if (!ctx) {
-            ctx.reset(ggml_init({ 7*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
+            ctx.reset(ggml_init({ 9*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
         }
 
         layer l = {};
@@ -117,6 +118,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.v = ggml_new_tensor_3d(ctx.get(), prm.type_v, n_embd_v, n_cells_alloc, prm.n_seq_max);
         ggml_format_name(l.k, "infllm_k_l%d", il);
         ggml_format_name(l.v, "infllm_v_l%d", il);
+        if (can_page() && by_keys()) {
+            l.mean = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_k, 1, prm.n_seq_max);
+            ggml_format_name(l.mean, "infllm_mean_l%d", il);
+        }
         if (can_page()) {
             l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr,
                     prm.infllm.n_repr*n_block_max, prm.n_seq_max);
@@ -244,7 +249,8 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.row_v         = l.v->nb[1];
     shape.offset        = l.offset;
 
-    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.rope);
+    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.rope,
+            (prm.n_ubatch + prm.infllm.n_score - 1)/prm.infllm.n_score);
 }
 
 llama_kv_cache_infllm::~llama_kv_cache_infllm() {
@@ -346,7 +352,7 @@ void llama_kv_cache_infllm::clear(bool data) {
     if (data) {
         synchronize();
         for (const auto & l : layers) {
-            for (ggml_tensor * t : { l.k, l.v, l.repr }) {
+            for (ggml_tensor * t : { l.k, l.v, l.repr, l.mean }) {
                 if (t) {
                     ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
                 }
@@ -408,7 +414,7 @@ void llama_kv_cache_infllm::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_
     synchronize();
 
     for (const auto & l : layers) {
-        for (ggml_tensor * t : { l.k, l.v, l.repr }) {
+        for (ggml_tensor * t : { l.k, l.v, l.repr, l.mean }) {
             if (t) {
                 bytes.resize(t->nb[2]);
                 ggml_backend_tensor_get(t, bytes.data(), seq_id_src*t->nb[2], bytes.size());
@@ -606,8 +612,22 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
         return;
     }
 
-    infllm::block_scores(static_cast<const float *>(scores->data), seq.n_offload(), prm.infllm.n_repr,
-            scores->ne[0], scores->ne[1], scores_block);
+    const infllm::repr_scores repr = {
+        /*.score   =*/ static_cast<const float *>(scores->data),
+        /*.n_block =*/ seq.n_offload(),
+        /*.n_repr  =*/ prm.infllm.n_repr,
+        /*.n_row   =*/ uint32_t(scores->ne[0]),
+        /*.n_sub   =*/ uint32_t(scores->ne[1]),
+    };
+    scores_block.resize(repr.n_block);
+    if (agree()) {
+        infllm::relevance_scratch scratch;
+        sums.resize(size_t(repr.n_sub)*repr.n_block);
+        infllm::block_relevance(infllm::single_thread(), repr, sums_empty, sums.data(), scores_block.data(), scratch);
+        sums_empty = false;
+    } else {
+        infllm::block_relevance(infllm::single_thread(), repr, scores_block.data());
+    }
     infllm::select_topk(scores_block, prm.infllm.topk, selected);
 
     page_ins.clear();
@@ -662,6 +682,7 @@ void llama_kv_cache_infllm::add_attention(const layer & l, const ggml_tensor * a
 void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
     cur     = info;
     pending = true;
+    sums_empty = true;
 
     auto & seq = seqs[cur.seq_id];
 
@@ -733,6 +754,32 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
     }
     if (pagers) {
         pagers->store({ uint32_t(seq_id), block0, uint32_t(data.size()), seq.shift, seq.n_tokens, data.data() });
+    }
+    if (block0 == 0 && by_keys()) {
+        set_mean(seq_id);
+    }
+}
+
+// the mean of the representative keys of the blocks that leave the ring first
+void llama_kv_cache_infllm::set_mean(llama_seq_id seq_id) {
+    synchronize();
+
+    const int64_t n_row = int64_t(seqs[seq_id].n_offload())*prm.infllm.n_repr;
+    for (const auto & l : layers) {
+        const int64_t n_embd = l.repr->ne[0];
+
+        bytes.resize(n_row*l.repr->nb[1]);
+        rows.resize(n_row*n_embd);
+        ggml_backend_tensor_get(l.repr, bytes.data(), seq_id*l.repr->nb[2], bytes.size());
+        llama_infllm_to_f32(l.repr->type, bytes.data(), rows.data(), rows.size());
+
+        std::vector<double> sum(n_embd);
+        for (int64_t i = 0; i < n_row*n_embd; ++i) {
+            sum[i%n_embd] += rows[i];
+        }
+        std::vector<float> mean(n_embd);
+        std::transform(sum.begin(), sum.end(), mean.begin(), [&](double x) { return float(x/n_row); });
+        ggml_backend_tensor_set(l.mean, mean.data(), seq_id*l.mean->nb[2], n_embd*sizeof(float));
     }
 }
 
@@ -1103,6 +1150,10 @@ uint32_t llama_kv_cache_infllm_context::get_n_sub(uint32_t n_tokens) const {
     return (n_tokens + mem->prm.infllm.n_score - 1)/mem->prm.infllm.n_score;
 }
 
+uint32_t llama_kv_cache_infllm_context::get_n_key(uint32_t n_tokens) const {
+    return get_n_sub(n_tokens)*mem->prm.infllm.n_score;
+}
+
 void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<int64_t *>(dst->data);
@@ -1217,9 +1268,31 @@ void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
         /*.p0       =*/ int32_t(p0),
         /*.n_tokens =*/ int32_t(ubatches[i_cur].n_tokens),
         /*.n_block  =*/ int32_t(mem->seqs[seq_id].n_offload()),
+        /*.agree    =*/ mem->agree(),
     };
-    static_assert(sizeof(info) == 4*sizeof(int32_t), "pager_info is what the tensor holds");
+    static_assert(sizeof(info) == 5*sizeof(int32_t), "pager_info is what the tensor holds");
     std::memcpy(dst->data, &info, sizeof(info));
+}
+
+void llama_kv_cache_infllm_context::set_input_key_idxs(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int32_t *>(dst->data);
+
+    const uint32_t p1 = p0 + ubatches[i_cur].n_tokens;
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = mem->cells.cell(p1 - dst->ne[0] + i);
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_key_shift(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int32_t *>(dst->data);
+
+    const auto & ubatch = ubatches[i_cur];
+    const auto   last   = ubatch.pos[ubatch.n_tokens - 1]; // in the ring
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = int32_t(dst->ne[0] - 1 - i) - last;
+    }
 }
 
 void llama_kv_cache_infllm_context::set_input_q_shift(ggml_tensor * dst) const {

@@ -119,6 +119,7 @@ public:
 
         ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
+        ggml_tensor * mean; // F32 [n_embd_k_gqa, 1, n_seq_max] mean of the first representative keys, with search = keys
         ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_max, n_seq_max] representative keys, RoPE undone
 
         int32_t rope; // index in ropes, -1: the layer has no RoPE
@@ -158,8 +159,14 @@ public:
     // whether the attention that each token gets is to be summed up
     bool published() const { return prm.infllm.scores == LLAMA_INFLLM_SCORES_PUBLISHED; }
 
+    // whether blocks are scored by the keys of the current tokens
+    bool by_keys() const { return prm.infllm.search == LLAMA_INFLLM_SEARCH_KEYS; }
+
     // whether scores are given from outside
     bool has_scores() const { return score != nullptr; }
+
+    // whether layers agree on the relevance of blocks
+    bool agree() const { return by_keys() && !has_scores(); }
 
     // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
@@ -260,6 +267,8 @@ private:
     void *                      score_user_data = nullptr;
 
     // work space of the page op
+    std::vector<float>                       sums;         // [n_sub][n_block] of a ubatch, see block_relevance()
+    bool                                     sums_empty = true;
     std::vector<float>                       scores_block;
     std::vector<int32_t>                     selected;
     std::vector<infllm::page_in>             page_ins;
@@ -272,6 +281,7 @@ private:
 
     void begin_ubatch(const ubatch_info & info);
     void offload (llama_seq_id seq_id, uint32_t n_offload);
+    void set_mean(llama_seq_id seq_id);
     void reshift (llama_seq_id seq_id, uint32_t p1, uint32_t shift);
     void truncate(llama_seq_id seq_id, uint32_t n_tokens);
     void reset   (llama_seq_id seq_id);
@@ -351,6 +361,7 @@ public:
 
     uint32_t get_n_chunk(uint32_t n_tokens) const; // blocks of positions that a ubatch of n_tokens can touch
     uint32_t get_n_sub  (uint32_t n_tokens) const; // sub-chunks that it is scored by
+    uint32_t get_n_key  (uint32_t n_tokens) const; // tokens of whole sub-chunks, with some before the ubatch
 
     //
     // input API, for the current ubatch of n tokens
@@ -359,11 +370,13 @@ public:
     void set_input_idxs   (ggml_tensor * dst) const; // I64 [n] cells to write
     void set_input_kq_mask(ggml_tensor * dst) const; // F16/F32 [n_kv, n]
     void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
-    void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk
+    void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk (n_key instead of n)
     void set_input_window (ggml_tensor * dst) const; // F32 [n_kv, n]     weights: 1 for tokens in the query's local window
     void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
+    void set_input_key_idxs (ggml_tensor * dst) const; // I32 [n_key] cells of the tokens whose keys are searched for
+    void set_input_key_shift(ggml_tensor * dst) const; // I32 [n_key] rotation that undoes the RoPE of each
     void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_repr*n_block_pad, 1] given from outside
-    void set_input_info   (ggml_tensor * dst) const; // I32 [4] what devices that page must know of the ubatch
+    void set_input_info   (ggml_tensor * dst) const; // I32 [5] what devices that page must know of the ubatch
 
 private:
     const llama_memory_status status;

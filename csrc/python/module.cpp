@@ -83,7 +83,8 @@ PYBIND11_MODULE(_core, m) {
         .def_property("position", get_enum<&llama_infllm_params::position>, set_enum<&llama_infllm_params::position>)
         .def_property("paging",   get_enum<&llama_infllm_params::paging>,   set_enum<&llama_infllm_params::paging>)
         .def_property("attend",   get_enum<&llama_infllm_params::attend>,   set_enum<&llama_infllm_params::attend>)
-        .def_property("scores",   get_enum<&llama_infllm_params::scores>,   set_enum<&llama_infllm_params::scores>);
+        .def_property("scores",   get_enum<&llama_infllm_params::scores>,   set_enum<&llama_infllm_params::scores>)
+        .def_property("search",   get_enum<&llama_infllm_params::search>,   set_enum<&llama_infllm_params::search>);
 
     m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 

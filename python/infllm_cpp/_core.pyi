@@ -54,6 +54,7 @@ class InfLLMParams:
     attend: int
     scores: int
     n_repr: int
+    search: int
     def __init__(self) -> None: ...
 
 def infllm_n_cells(params: InfLLMParams, n_ubatch: int) -> int: ...

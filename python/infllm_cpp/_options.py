@@ -68,12 +68,22 @@ class ModelOptions:
     max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="2 * topk")] = (
         _default.max_cached_blocks
     )
-    repr_topk: Annotated[int, _option(_MEMORY, "Tokens that make a representative key.")] = _default.repr_topk
-    n_repr: Annotated[int, _option(_MEMORY, "Representative keys of a block.")] = _default.n_repr
+    repr_topk: Annotated[
+        int | None,
+        _option(
+            _MEMORY, "Tokens that make a representative key.", default="all of its part; 4 if queries search"
+        ),
+    ] = _default.repr_topk
+    n_repr: Annotated[
+        int | None,
+        _option(_MEMORY, "Representative keys of a block.", default="one for 8 tokens; 1 if queries search"),
+    ] = _default.n_repr
     n_score: Annotated[
         int | None,
         _option(
-            _MEMORY, "Tokens of a sub-chunk for scoring.", default="32; the ubatch with published scores"
+            _MEMORY,
+            "Tokens of a sub-chunk for scoring.",
+            default="16; 32 if queries search; the ubatch with published scores",
         ),
     ] = _default.n_score
     position: Annotated[str, _option(_MEMORY, "auto, true or infllm.")] = _default.position
@@ -92,6 +102,10 @@ class ModelOptions:
     scores: Annotated[
         str, _option(_MEMORY, "linear or published: how the keys that stand for a block are chosen.")
     ] = _default.scores
+
+    search: Annotated[str, _option(_MEMORY, "auto, keys or queries: what blocks are searched by.")] = (
+        _default.search
+    )
 
     def config(self) -> InfLLMConfig | None:
         """The InfLLM memory that the options ask for; None with --no-infllm."""

@@ -12,17 +12,20 @@ Position = Literal["auto", "true", "infllm"]
 Paging = Literal["auto", "host", "device"]
 Attend = Literal["resident", "topk"]
 Scores = Literal["linear", "published"]
+Search = Literal["auto", "keys", "queries"]
 
 # in the order of the enums of the C API
 _POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")
 _PAGINGS: tuple[Paging, ...] = ("auto", "host", "device")
 _ATTENDS: tuple[Attend, ...] = ("resident", "topk")
 _SCORES: tuple[Scores, ...] = ("linear", "published")
+_SEARCHES: tuple[Search, ...] = ("auto", "keys", "queries")
 CHOICES: dict[str, tuple[str, ...]] = {
     "position": _POSITIONS,
     "paging": _PAGINGS,
     "attend": _ATTENDS,
     "scores": _SCORES,
+    "search": _SEARCHES,
 }
 """Values of the parameters that are no numbers."""
 _UINT32_MAX = 2**32 - 1
@@ -50,11 +53,12 @@ class InfLLMConfig:
         Blocks selected per layer for every ubatch.
     max_cached_blocks : int or None
         Slots per layer, at least `topk`. ``None``: twice `topk`, or `topk` with ``attend="topk"``.
-    repr_topk : int
-        Tokens whose keys are averaged into a representative key, at most ``block_size/n_repr``.
+    repr_topk : int or None
+        Tokens whose keys are averaged into a representative key, at most ``block_size/n_repr``. ``None``:
+        that many, or 4 with ``search="queries"``.
     n_score : int or None
-        Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 32, or the
-        whole ubatch with ``scores="published"``.
+        Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 16, or 32 with
+        ``search="queries"``, or the whole ubatch with ``scores="published"``.
     position : {"auto", "true", "infllm"}
         Positions that the model sees. ``"true"``: every token keeps its own. ``"infllm"``: all stay below the
         training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
@@ -74,9 +78,15 @@ class InfLLMConfig:
         that follow, summed over the query heads of a KV head (the formula of the paper, section 3.2).
         ``"published"``: by the attention that they got within their local window, for each query head (the
         authors' code). It computes attention twice and is paged by the host: for comparisons.
-    n_repr : int
+    n_repr : int or None
         Representative keys of a block, each of an equal part of it; the best of them counts. They take
-        `n_repr` times the memory.
+        `n_repr` times the memory. ``None``: one for 8 tokens, or one in all with ``search="queries"``.
+    search : {"auto", "keys", "queries"}
+        What representative keys are multiplied with to score a block. ``"keys"``: the keys of the current
+        tokens, less the mean key: a block counts that holds a context like the current one (the idea of
+        kNN-LM, Khandelwal et al. 2020, arXiv 1911.00172), by the sum of the standard scores of a layer and
+        all before it. ``"queries"``: the queries of the current tokens, each layer for itself, as published.
+        ``"auto"``: keys, but queries with ``scores="published"``.
 
     Raises
     ------
@@ -96,7 +106,7 @@ class InfLLMConfig:
     block_size: int = _default.block_size
     topk: int = _default.topk
     max_cached_blocks: int | None = _default.max_cached_blocks or None
-    repr_topk: int = _default.repr_topk
+    repr_topk: int | None = _default.repr_topk or None
     n_score: int | None = _default.n_score or None
     position: Position = _POSITIONS[_default.position]
     store_max_bytes: int | None = _default.store_max_bytes or None
@@ -104,7 +114,8 @@ class InfLLMConfig:
     pinned_max_bytes: int | None = _default.pinned_max_bytes or None
     attend: Attend = _ATTENDS[_default.attend]
     scores: Scores = _SCORES[_default.scores]
-    n_repr: int = _default.n_repr
+    n_repr: int | None = _default.n_repr or None
+    search: Search = _SEARCHES[_default.search]
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -822,15 +822,20 @@ INSTANTIATE_TEST_SUITE_P(Params, InfllmBadParams, testing::Values(
     bad_case { "NoBlockSize",      [](auto & p, auto &) { p.block_size = 0; },     { "block_size = 0", "1 to 4096" } },
     bad_case { "HugeBlockSize",    [](auto & p, auto &) { p.block_size = 5000; },  { "block_size = 5000", "1 to 4096" } },
     bad_case { "BlockAboveLocal",  [](auto & p, auto &) { p.block_size = 33; },    { "block_size = 33", "n_local = 32" } },
-    bad_case { "ReprAboveBlock",   [](auto & p, auto &) { p.repr_topk = 9; },      { "repr_topk = 9", "1 to 8" } },
+    bad_case { "ReprAboveBlock",   [](auto & p, auto &) { p.repr_topk = 9; },      { "repr_topk = 9", "0 to 8" } },
     bad_case { "ReprNoDivisor",    [](auto & p, auto &) { p.n_repr = 3; },         { "n_repr = 3", "block_size = 8" } },
     bad_case { "ReprAbovePart",    [](auto & p, auto &) { p.n_repr = 4; p.repr_topk = 3; }, { "n_repr = 4", "repr_topk = 3" } },
     bad_case { "HugeScore",        [](auto & p, auto &) { p.n_score = UINT32_MAX; }, { "n_score = 4294967295" } },
+    bad_case { "ScoreAboveLocal",  [](auto & p, auto &) { p.n_score = 33; },       { "n_score = 33", "n_local = 32" } },
     bad_case { "HugeInit",         [](auto & p, auto &) { p.n_init = UINT32_MAX; }, { "n_init = 4294967295" } },
     bad_case { "UbatchAboveLocal", [](auto &, auto & c) { c.n_ubatch = 128; },     { "n_ubatch = 128", "n_local = 32" } },
     bad_case { "BadPosition",      [](auto & p, auto &) { p.position = llama_infllm_position(3); }, { "position = 3" } },
     bad_case { "BadAttend",        [](auto & p, auto &) { p.attend = llama_infllm_attend(2); }, { "attend = 2" } },
     bad_case { "BadScores",        [](auto & p, auto &) { p.scores = llama_infllm_scores(2); }, { "scores = 2" } },
+    bad_case { "BadSearch",        [](auto & p, auto &) { p.search = llama_infllm_search(3); }, { "search = 3" } },
+    bad_case { "PublishedByKeys",
+        [](auto & p, auto &) { p.scores = LLAMA_INFLLM_SCORES_PUBLISHED; p.search = LLAMA_INFLLM_SEARCH_KEYS; p.paging = LLAMA_INFLLM_PAGING_HOST; },
+        { "search = keys", "scores = published" } },
     bad_case { "AttendBelowSlots", [](auto & p, auto &) { p.attend = LLAMA_INFLLM_ATTEND_TOPK; p.topk = 4; },
         { "max_cached_blocks = 8", "attend = topk" } },
     bad_case { "PublishedOnDevice",
@@ -913,7 +918,7 @@ TEST(InfllmParse, GoodTexts) {
 
     EXPECT_TRUE(llama_infllm_params_parse(
             "n_init=1,n_local=2,block_size=3,topk=4,max_cached_blocks=5,repr_topk=6,n_score=7,n_repr=8,position=infllm,"
-            "attend=topk,scores=published,paging=host,store_max_bytes=8589934592", &prm, &enabled));
+            "attend=topk,scores=published,search=queries,paging=host,store_max_bytes=8589934592", &prm, &enabled));
     EXPECT_TRUE(enabled);
     EXPECT_EQ(prm.n_init,            1u);
     EXPECT_EQ(prm.n_local,           2u);
@@ -926,6 +931,7 @@ TEST(InfllmParse, GoodTexts) {
     EXPECT_EQ(prm.position,          LLAMA_INFLLM_POSITION_INFLLM);
     EXPECT_EQ(prm.attend,            LLAMA_INFLLM_ATTEND_TOPK);
     EXPECT_EQ(prm.scores,            LLAMA_INFLLM_SCORES_PUBLISHED);
+    EXPECT_EQ(prm.search,            LLAMA_INFLLM_SEARCH_QUERIES);
     EXPECT_EQ(prm.paging,            LLAMA_INFLLM_PAGING_HOST);
     EXPECT_EQ(prm.store_max_bytes,   8589934592u);
 }
@@ -933,7 +939,7 @@ TEST(InfllmParse, GoodTexts) {
 TEST(InfllmParse, BadTexts) {
     for (const char * text : {
             "2", "yes", "topk", "topk=", "topk=-1", "topk=4x", "topk=4294967296", "topk= 4", "window=4", "position=far",
-            "position=", "attend=all", "scores=", "store_max_bytes=99999999999999999999", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
+            "position=", "attend=all", "search=tokens", "scores=", "store_max_bytes=99999999999999999999", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
         auto prm     = llama_infllm_default_params();
         bool enabled = false;
         EXPECT_FALSE(llama_infllm_params_parse(text, &prm, &enabled)) << text;

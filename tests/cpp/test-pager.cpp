@@ -118,6 +118,8 @@ std::vector<int32_t> model_topk(const std::vector<float> & scores, uint32_t k) {
     return res;
 }
 
+const uint32_t N_SUB_MAX = 5;
+
 // one layer with memory of its own
 struct test_layer {
     pager_layer l = {};
@@ -126,6 +128,7 @@ struct test_layer {
     std::vector<uint16_t>  repr;
     std::vector<uint64_t>  state;
     std::vector<float>     scores;
+    std::vector<float>     sums;
     std::vector<block_ref> blocks;
     std::vector<float>     rope_block, rope_undo;
     std::vector<uint64_t>  scratch;
@@ -156,6 +159,7 @@ struct test_layer {
         repr.resize(size_t(n_seq)*l.n_block_max*l.n_repr*l.n_embd_k());
         state.resize(n_seq*pager_state::size(l)/sizeof(uint64_t));
         scores.resize(l.n_block_max);
+        sums.resize(size_t(N_SUB_MAX)*l.n_block_max);
         blocks.resize(size_t(n_seq)*l.n_block_max);
         scratch.resize(std::max(page_scratch::size(l), store_scratch::size(l))/sizeof(uint64_t) + 1);
 
@@ -183,6 +187,7 @@ struct test_layer {
         l.repr       = repr.data();
         l.state      = reinterpret_cast<uint8_t *>(state.data());
         l.scores     = scores.data();
+        l.sums       = sums.data();
         l.stride_k   = n_cells*l.row_k;
         l.stride_v   = n_cells*l.row_v;
         l.blocks     = blocks.data();
@@ -336,7 +341,7 @@ TEST(PageSelect, EqualsPlainModelOverManySteps) {
             }
         }
 
-        const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]) };
+        const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]), 0 };
         page_select(single_thread(), t.l, info, q.data(), t.l.n_embd_head_k, uint32_t(q.size()), scores.data(), n_row, n_sub,
                 scratch);
 
@@ -374,7 +379,7 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
     std::fill_n(many.state_of().slots.block, many.l.cells.n_slot, slot_view::NONE);
 
     std::vector<float> q(2*one.l.n_head*one.l.n_embd_head_k);
-    std::vector<float> scores(64*one.l.n_repr);
+    std::vector<float> scores(size_t(N_SUB_MAX)*64*one.l.n_repr);
 
     for (int step = 0; step < 300; ++step) {
         for (auto * x : { &q, &scores }) {
@@ -383,13 +388,14 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
             }
         }
         const int32_t    p0   = 4 + 5*step;
-        const pager_info info = { 0, p0, 5, std::min(step, 64) };
+        const pager_info info = { 0, p0, 5, std::min(step, 64), step%2 };
         for (test_layer * t : { &one, &many }) {
+            t->l.first = step%6 < 2;
             page_scratch scratch = {};
             scratch.init(t->l, t->scratch.data());
             run_group(t == &one ? 1 : 4, [&](const thread_group & g) {
-                page_select(g, t->l, info, q.data(), t->l.n_embd_head_k, uint32_t(q.size()/2), scores.data(), scores.size(), 1,
-                        scratch);
+                page_select(g, t->l, info, q.data(), t->l.n_embd_head_k, uint32_t(q.size()/2), scores.data(),
+                        64*one.l.n_repr, N_SUB_MAX, scratch);
             });
         }
         // page-ins beyond n_page_in are left over
@@ -397,6 +403,8 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
         ASSERT_EQ(*many.state_of().n_page_in, n);
         ASSERT_TRUE(std::equal(one.state_of().page_ins, one.state_of().page_ins + n, many.state_of().page_ins,
             [](const page_in & a, const page_in & b) { return a.block == b.block && a.slot == b.slot; }));
+        ASSERT_EQ(one.scores, many.scores);
+        ASSERT_EQ(one.sums,   many.sums);
         ASSERT_TRUE(std::equal(one.state_of().q_sum, one.state_of().q_sum + one.l.n_chunk*one.l.n_embd_k(), many.state_of().q_sum));
         ASSERT_TRUE(std::equal(one.state_of().slots.used, one.state_of().slots.used + one.l.cells.n_slot, many.state_of().slots.used));
     }
@@ -411,7 +419,7 @@ TEST(PageSelect, QueriesAddUpPerBlock) {
     page_scratch scratch = {};
     scratch.init(t.l, t.scratch.data());
     const auto feed = [&](int32_t p0, int32_t n) {
-        page_select(single_thread(), t.l, { 0, p0, n, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
+        page_select(single_thread(), t.l, { 0, p0, n, 0, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
     };
     const float * q_sum = t.state_of().q_sum;
 

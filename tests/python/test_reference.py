@@ -15,7 +15,7 @@ pytest.importorskip("gguf")
 
 import infllm_reference as reference
 from compare import Run, Selected, compare, config, prose, run_ours, run_reference
-from infllm_reference import OURS, PUBLISHED, Budget, Model, Switches
+from infllm_reference import OURS, OURS_BY_KEYS, PUBLISHED, Budget, Model, Switches
 
 BUDGET = Budget(
     n_init=32,
@@ -118,6 +118,20 @@ def test_the_faithful_mode_is_the_published_method(float_path: Path, model: Mode
     assert faithful.greedy == same.greedy
 
 
+def test_search_by_keys_is_that_of_the_reference(float_path: Path, model: Model, tokens: list[int]) -> None:
+    ours = run_ours(float_path, tokens, BUDGET, "keys", N_GREEDY)
+    expected = run_reference(model, tokens, BUDGET, OURS_BY_KEYS, N_GREEDY)
+    res = compare(ours, expected, N_TOKENS, BUDGET)
+
+    assert res.overlap > 0.98
+    assert res.ratio == pytest.approx(1, abs=0.002)
+    assert res.same_top > 0.98
+    assert ours.greedy == expected.greedy
+
+    alone = run_reference(model, tokens, BUDGET, replace(OURS_BY_KEYS, agree="layer"), 0)
+    assert compare(ours, alone, N_TOKENS, BUDGET).overlap < 0.9
+
+
 def test_positions_of_slots_are_those_of_the_reference(
     float_path: Path, model: Model, tokens: list[int]
 ) -> None:
@@ -152,8 +166,9 @@ def test_the_first_layer_selects_the_same_blocks(model: Model, tokens: list[int]
         replace(OURS, heads="query"),
         replace(OURS, parts="one"),
         replace(OURS, query="mean"),
+        OURS_BY_KEYS,
     ],
-    ids=["scores", "followers", "heads", "parts", "query"],
+    ids=["scores", "followers", "heads", "parts", "query", "search"],
 )
 def test_without_one_deviation_the_first_layer_selects_others(
     model: Model, tokens: list[int], ours: Run, switches: Switches

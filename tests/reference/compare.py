@@ -25,7 +25,18 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from infllm_reference import OURS, PUBLISHED, Budget, Floats, LayerMemory, Model, Reference, Switches, best
+from infllm_reference import (
+    OURS,
+    OURS_BY_KEYS,
+    PUBLISHED,
+    Budget,
+    Floats,
+    LayerMemory,
+    Model,
+    Reference,
+    Switches,
+    best,
+)
 
 import infllm_cpp
 from infllm_cpp import InfLLMConfig, Llama
@@ -84,10 +95,14 @@ VARIANTS: dict[str, tuple[Switches, str]] = {
     "ours, but one mean query a chunk": (replace(OURS, query="mean"), "true"),
     "ours, but only topk blocks attended": (replace(OURS, attend="topk"), "true"),
     "ours, but positions of the paper": (replace(OURS, position="paper"), "true"),
+    "ours, but searched by keys": (OURS_BY_KEYS, "true"),
+    "by keys, as ours": (OURS_BY_KEYS, "keys"),
+    "by keys, each layer alone": (replace(OURS_BY_KEYS, agree="layer"), "keys"),
+    "as published, to ours by keys": (PUBLISHED, "keys"),
     "as published, to ours at positions of slots": (PUBLISHED, "infllm"),
     "as ours, at positions of slots": (replace(OURS, position="slots"), "infllm"),
 }
-"""Switches of the reference, and mode of infllm-cpp: a `position`, or "faithful" (see `config`)."""
+"""Switches of the reference, and mode of infllm-cpp (see `config`)."""
 
 
 def prose(llm: Llama, n_tokens: int) -> list[int]:
@@ -100,7 +115,8 @@ def prose(llm: Llama, n_tokens: int) -> list[int]:
 
 
 def config(budget: Budget, mode: str) -> InfLLMConfig:
-    """`mode`: a `position`, or ``"faithful"``, as published but for the positions, which are true ones."""
+    """`mode`: a `position`, queries searching; ``"keys"``: keys do, at true positions; or ``"faithful"``, as
+    published but for the positions, which are true ones."""
     if mode == "faithful":
         faithful = config(budget, "true")
         return replace(
@@ -115,7 +131,8 @@ def config(budget: Budget, mode: str) -> InfLLMConfig:
         repr_topk=budget.repr_topk,
         n_repr=budget.n_repr,
         n_score=budget.n_score,
-        position=mode,  # type: ignore[arg-type]
+        position="true" if mode == "keys" else mode,  # type: ignore[arg-type]
+        search="keys" if mode == "keys" else "queries",
     )
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import gguf
@@ -73,6 +73,13 @@ class Switches:
         ``"paper"``: all tokens outside the local window are at distance ``n_local`` (the authors' code has
         ``n_local - 1``). ``"true"``: every token keeps its position. ``"slots"``: a block has the positions
         of its slot, and the local window follows on the last slot (``position = "infllm"`` of infllm-cpp).
+    search : {"queries", "keys"}
+        What representative keys are multiplied with. ``"queries"``: those of the chunk, at distance
+        ``n_local``. ``"keys"``: means of the last keys, ``n_score`` each, without RoPE, less the mean of the
+        representative keys that there were at the first selection.
+    agree : {"layer", "layers"}
+        With ``"keys"``, who scores a block. ``"layer"``: each layer for itself. ``"layers"``: a layer and all
+        before it, by the sum of their standard scores over the blocks, for each mean of keys.
     window : {"once", "twice"}
         With positions of the paper. ``"once"``: every token is attended once. ``"twice"``: as the authors'
         code masks the tokens that are in no block yet. It hands those outside the local window of the *last*
@@ -88,10 +95,14 @@ class Switches:
     attend: Literal["topk", "resident"] = "topk"
     position: Literal["paper", "true", "slots"] = "paper"
     window: Literal["once", "twice"] = "once"
+    search: Literal["queries", "keys"] = "queries"
+    agree: Literal["layer", "layers"] = "layer"
 
 
 PUBLISHED = Switches()
 OURS = Switches("linear", "blocks", "kv", "several", "best", "resident", "true")
+"""With ``search = "queries"``."""
+OURS_BY_KEYS = replace(OURS, search="keys", agree="layers")
 
 
 @dataclass(frozen=True)
@@ -267,6 +278,19 @@ class Slots:
         self.now += 1
 
 
+class Agreed:
+    """Standard scores of the blocks for a chunk, added up over layers."""
+
+    def __init__(self) -> None:
+        self.sums = np.zeros((), np.float32)
+
+    def add(self, scores: Floats) -> Floats:
+        """One more layer, ``[n_sub, n_block]``; returns the sums."""
+        scores = scores - scores.mean(axis=1, keepdims=True)
+        self.sums = self.sums + scores / scores.std(axis=1, keepdims=True)
+        return self.sums
+
+
 class LayerMemory:
     """Keys, values and blocks of one layer."""
 
@@ -282,6 +306,7 @@ class LayerMemory:
         self.n_repr = 1 if switches.parts == "one" else budget.n_repr
         self.n_slot = budget.topk if switches.attend == "topk" else budget.max_cached_blocks
         self.slots: Slots | None = None  # until blocks are left out
+        self.mean: Floats | None = None  # of the first representative keys
         self.shift = 0  # blocks that the local window is moved back by, with position = "slots"
 
     def n_cells(self) -> int:
@@ -338,7 +363,19 @@ class LayerMemory:
         res: Floats = (reps @ np.stack(means).reshape(len(means), -1).T).max(axis=(1, 2))
         return res
 
-    def choose(self, q: Floats, p0: int) -> tuple[list[int], Floats | None]:
+    def context_scores(self, p0: int, p1: int) -> Floats:
+        """How much every block is like the context of a chunk, ``[n_sub, n_block]``."""
+        n = self.budget.n_score
+        group = self.model.n_head // self.model.n_head_kv
+        reps = np.stack(self.reps)[:, :, ::group]  # [n_block, n_repr, G, D]
+        if self.mean is None:
+            self.mean = reps.mean(axis=(0, 1))
+        ends = range(p1, p0, -n)
+        means = np.stack([self.k[end - n : end].mean(axis=0) - self.mean for end in ends])
+        res: Floats = np.einsum("sgd,brgd->sbr", means, reps, optimize=True).max(axis=-1)
+        return res
+
+    def choose(self, q: Floats, p0: int, agreed: Agreed) -> tuple[list[int], Floats | None]:
         """Blocks to attend, and the scores if there was a choice."""
         b, n_block = self.budget, len(self.reps)
         p1 = p0 + len(q)
@@ -349,7 +386,12 @@ class LayerMemory:
         if not selects:
             return list(range(n_block)), None
 
-        scores = self.block_scores(q)
+        if self.switches.search == "queries":
+            scores = self.block_scores(q)
+        elif self.switches.agree == "layer":
+            scores = self.context_scores(p0, p1).max(axis=0)
+        else:
+            scores = agreed.add(self.context_scores(p0, p1)).max(axis=0)
         selected = best(scores, b.topk).tolist()
         if self.slots is None:
             self.slots = Slots.first(self.n_slot)
@@ -359,11 +401,12 @@ class LayerMemory:
         return selected, scores
 
     def attend(
-        self, q: Floats, k: Floats, v: Floats, p0: int
+        self, q: Floats, k: Floats, v: Floats, p0: int, agreed: Agreed
     ) -> tuple[Floats, tuple[list[int], Floats | None]]:
         """Attention of a chunk, and what `choose` returned.
 
-        q ``[T, H, D]``, k and v ``[T, G, D]``, all without RoPE; the result is ``[T, H*D]``.
+        q ``[T, H, D]``, k and v ``[T, G, D]``, all without RoPE; `agreed` is of the layers before. The result
+        is ``[T, H*D]``.
         """
         model, b = self.model, self.budget
         p1 = p0 + len(q)
@@ -372,7 +415,7 @@ class LayerMemory:
         self.q[p0:p1] = q_true = model.rotate(q, q_pos)
 
         self.add_blocks(p0)
-        selected, scores = self.choose(q, p0)
+        selected, scores = self.choose(q, p0, agreed)
         resident = selected if self.slots is None else self.slots.blocks
 
         # attended tokens, and the positions of their keys: init tokens, blocks, all that is in no block yet
@@ -443,11 +486,12 @@ class Reference:
         def heads(x: Floats) -> Floats:
             return x.reshape(len(tokens), -1, model.n_embd_head)
 
+        agreed = Agreed()
         x = model.token_embd[np.asarray(tokens)]
         for il, (layer, memory) in enumerate(zip(model.layers, self.memory, strict=True)):
             h = model.norm(x, layer.attn_norm)
             q, k, v = (heads(h @ w.T) for w in (layer.attn_q, layer.attn_k, layer.attn_v))
-            attended, (selected, scores) = memory.attend(q, k, v, p0)
+            attended, (selected, scores) = memory.attend(q, k, v, p0, agreed)
             if scores is not None:
                 self.selections.append(Selection(il, p0, tuple(selected), scores))
             x = x + attended @ layer.attn_output.T
