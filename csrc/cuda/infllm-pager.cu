@@ -301,7 +301,7 @@ void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
             scores ? static_cast<const float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0);
     CUDA_CHECK(cudaGetLastError());
 
-    if (scores) {
+    if (scores || op->again) {
         gather_kernel<<<l.topk*N_PART, N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
         CUDA_CHECK(cudaGetLastError());
     }

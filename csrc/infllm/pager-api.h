@@ -49,7 +49,7 @@ struct pager_api {
     // a ggml_custom_op_t, to be told apart by its address
     //   src[0] F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions
     //   src[1] I32 [5]                            pager_info
-    //   src[2] F32 [n_row, n_sub]                 scores, may be missing
+    //   src[2] F32 [n_row, n_sub]                 scores; missing while nothing is stored, or as the layer before selects
     //   userdata                                  page_op
     void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
 };
@@ -57,6 +57,7 @@ struct pager_api {
 struct page_op {
     pager             * p;
     const pager_layer * layer;
+    bool                again; // select what the layer before has selected
 };
 
 // whether the code in pager.h can handle such a layer

@@ -62,6 +62,7 @@ struct pager_layer {
     uint8_t  * state;  // [n_seq] see pager_state
     float    * scores; // [n_block_max] work space
     float    * sums;   // [n_sub_max][n_block_max] relevance that the layers on the device agree on, of a ubatch
+    int32_t  * chosen; // [topk] what the last layer on the device has selected
 
     uint64_t stride_k; // bytes from one sequence to the next
     uint64_t stride_v;
@@ -235,26 +236,24 @@ struct page_scratch {
         relevance_scratch relevance;
         topk_scratch      topk;
     };
-    uint64_t * keys;     // [topk]
-    int32_t  * selected; // [topk]
-    int32_t  * where;    // [topk]
-    uint32_t * order;    // [n_slot]
+    uint64_t * keys;  // [topk]
+    int32_t  * where; // [topk]
+    uint32_t * order; // [n_slot]
 
     INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
-        return l.topk*(sizeof(uint64_t) + 2*sizeof(int32_t)) + l.cells.n_slot*sizeof(uint32_t);
+        return l.topk*(sizeof(uint64_t) + sizeof(int32_t)) + l.cells.n_slot*sizeof(uint32_t);
     }
 
     INFLLM_PORTABLE void init(const pager_layer & l, void * data) {
-        keys     = (uint64_t *) data;
-        selected = (int32_t  *) (keys + l.topk);
-        where    = selected + l.topk;
-        order    = (uint32_t *) (where + l.topk);
+        keys  = (uint64_t *) data;
+        where = (int32_t  *) (keys + l.topk);
+        order = (uint32_t *) (where + l.topk);
     }
 };
 
 // Take up the queries of the ubatch, then select.
 //   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]
-//   scores [n_sub][n_row] see relevance.h; nullptr: nothing is stored
+//   scores [n_sub][n_row] see relevance.h; nullptr: what the layer before has selected, if anything is stored
 template <typename Group>
 INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
         const float * q, uint32_t q_nb1, uint32_t q_nb2, const float * scores, uint32_t n_row, uint32_t n_sub,
@@ -286,20 +285,21 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
     if (g.rank() == 0) {
         *state.n_page_in = 0;
     }
-    if (!scores || n_block == 0) {
+    if (n_block == 0) {
         return;
     }
 
-    const repr_scores repr = { scores, n_block, l.n_repr, n_row, n_sub };
-    if (info.agree) {
-        block_relevance(g, repr, l.first, l.sums, l.scores, scratch.relevance);
-    } else {
-        block_relevance(g, repr, l.scores);
-    }
-
     const uint32_t n = l.topk < n_block ? l.topk : n_block;
-    select_topk (g, l.scores, n_block, n, scratch.topk, scratch.keys, scratch.selected);
-    update_slots(g, state.slots, scratch.selected, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
+    if (scores) {
+        const repr_scores repr = { scores, n_block, l.n_repr, n_row, n_sub };
+        if (info.agree) {
+            block_relevance(g, repr, l.first, l.sums, l.scores, scratch.relevance);
+        } else {
+            block_relevance(g, repr, l.scores);
+        }
+        select_topk(g, l.scores, n_block, n, scratch.topk, scratch.keys, l.chosen);
+    }
+    update_slots(g, state.slots, l.chosen, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
 
     if (g.rank() == 0) {
         state.stats->n_select   += 1;

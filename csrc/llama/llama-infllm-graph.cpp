@@ -302,8 +302,9 @@ static ggml_tensor * build_page_op(
         const llm_graph_context & graph,
         const llm_graph_input_attn_infllm * inp,
         const llama_kv_cache_infllm::layer & l,
-        ggml_tensor * q_sum,    // [n_embd_head_k, n_head, n_chunk], or nullptr
-        ggml_tensor * scores) { // [n_row, n_sub], or nullptr
+        ggml_tensor * q_sum,  // [n_embd_head_k, n_head, n_chunk], or nullptr
+        ggml_tensor * scores, // [n_row, n_sub], or nullptr
+        bool again) {         // select what the layer before has selected
     ggml_tensor * args[3];
     int n_args = 0;
     if (q_sum) {
@@ -318,7 +319,7 @@ static ggml_tensor * build_page_op(
     if (const auto * api = l.mem->get_pager_api(l)) {
         args[n_args++] = inp->info;
         fun  = api->page;
-        data = l.mem->get_page_op(l);
+        data = l.mem->get_page_op(l, again);
         backend = get_backend(graph, l.k);
     }
     if (scores) {
@@ -377,11 +378,13 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
 
         const int64_t n_block = mctx->get_n_block();
         const int64_t n_row   = n_block*mem->get_params().n_repr; // representative keys
+
+        const bool again = n_block > 0 && !mem->scores_blocks(l, graph.n_tokens);
         if (n_block > 0 && inp->has_scores) {
             scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_row, 1);
             ggml_set_input(scores);
             inp->scores.push_back({ il, scores });
-        } else if (n_block > 0) {
+        } else if (n_block > 0 && !again) {
             ggml_tensor * cur = mem->by_keys()
                 ? build_search_keys(graph, inp, l, ggml_view_2d(ctx0, l.k, l.k->ne[0], l.k->ne[1], l.k->nb[1], s*l.k->nb[2]))
                 : build_search_queries(ctx0, inp, l, q_cur);
@@ -394,7 +397,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         }
 
         if (q_sum || scores) {
-            ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores));
+            ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores, again));
         }
     }
 

@@ -74,7 +74,7 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
             q->nb[2]/sizeof(float), scores ? static_cast<const float *>(scores->data) : nullptr,
             scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, scratch);
 
-    for (uint32_t i = 0; i < op->layer->topk; ++i) {
+    for (uint32_t i = 0; info->n_block > 0 && i < op->layer->topk; ++i) {
         page_gather(single_thread(), *op->layer, info->seq, i, 0, 1);
     }
 }

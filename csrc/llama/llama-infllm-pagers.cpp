@@ -58,6 +58,7 @@ bool llama_infllm_pagers::add_layer(
     const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
     l.pl.first = other == layers.end();
     l.sums     = l.pl.first ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_block_max, n_sub_max) : other->sums;
+    l.chosen   = l.pl.first ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk)                   : other->chosen;
 
     const auto same = std::find_if(layers.begin(), layers.end(), [&](const layer & o) {
         return o.buft == buft && o.rope == rope;
@@ -108,6 +109,7 @@ bool llama_infllm_pagers::start(uint64_t block_bytes, const rotations & block, c
         l.pl.state    = static_cast<uint8_t  *>(l.state ->data);
         l.pl.scores   = static_cast<float    *>(l.scores->data);
         l.pl.sums     = static_cast<float    *>(l.sums  ->data);
+        l.pl.chosen   = static_cast<int32_t  *>(l.chosen->data);
         l.pl.stride_k = l.k->nb[2];
         l.pl.stride_v = l.v->nb[2];
         l.pl.blocks   = blocks;
@@ -125,7 +127,8 @@ bool llama_infllm_pagers::start(uint64_t block_bytes, const rotations & block, c
         }
         pagers.push_back(p);
         for (auto * l : group) {
-            l->op = { p, &l->pl };
+            l->op       = { p, &l->pl, false };
+            l->op_again = { p, &l->pl, true  };
         }
     }
     return true;
@@ -140,9 +143,9 @@ llama_infllm_pagers::layer * llama_infllm_pagers::find(uint32_t idx) {
     return const_cast<layer *>(static_cast<const llama_infllm_pagers *>(this)->find(idx));
 }
 
-page_op * llama_infllm_pagers::op(uint32_t idx) {
+page_op * llama_infllm_pagers::op(uint32_t idx, bool again) {
     auto * l = find(idx);
-    return l ? &l->op : nullptr;
+    return !l ? nullptr : again ? &l->op_again : &l->op;
 }
 
 void * llama_infllm_pagers::alloc(size_t size) {

@@ -42,7 +42,10 @@ public:
 
     // how layer idx is paged; nullptr: by the host
     const infllm::pager_api * api(uint32_t idx) const { return find(idx) ? shared : nullptr; }
-    infllm::page_op         * op (uint32_t idx);
+    infllm::page_op         * op (uint32_t idx, bool again);
+
+    // whether it is the first of the layers on its device
+    bool is_first(uint32_t idx) const { return find(idx) && find(idx)->pl.first; }
 
     // memory for the store, which devices must be able to read; what cannot be pinned is given all the same, and then
     // is_pinned() is false: the host has to take over
@@ -73,6 +76,7 @@ private:
 
         infllm::pager_layer pl;
         infllm::page_op     op;
+        infllm::page_op     op_again;
 
         ggml_tensor * k;
         ggml_tensor * v;
@@ -80,6 +84,7 @@ private:
         ggml_tensor * state;  // I8  [pager_state::size, n_seq]
         ggml_tensor * scores; // F32 [n_block_max]
         ggml_tensor * sums;   // F32 [n_block_max, n_sub_max]
+        ggml_tensor * chosen; // I32 [topk]
         ggml_tensor * rope_block = nullptr; // F32 [n_rot, n_block_max + 1]
         ggml_tensor * rope_undo  = nullptr; // F32 [n_rot, block_size]
     };

@@ -577,6 +577,11 @@ const llama_infllm_rope * llama_kv_cache_infllm::get_rope(const layer & l) const
     return l.rope < 0 ? nullptr : &ropes[l.rope].rope;
 }
 
+bool llama_kv_cache_infllm::scores_blocks(const layer & l, uint32_t n_tokens) const {
+    const uint32_t step = 4;
+    return !agree() || n_tokens > prm.infllm.n_score || l.idx%step == 0 || (pagers && pagers->is_first(l.idx));
+}
+
 bool llama_kv_cache_infllm::is_resident(const ggml_tensor * t) const {
     return std::any_of(layers.begin(), layers.end(), [&](const layer & l) {
         return t->view_src == l.k || t->view_src == l.v;
@@ -608,27 +613,12 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
         }
     }
 
-    if (!scores || !seq.paging()) {
+    if (!seq.paging()) {
         return;
     }
-
-    const infllm::repr_scores repr = {
-        /*.score   =*/ static_cast<const float *>(scores->data),
-        /*.n_block =*/ seq.n_offload(),
-        /*.n_repr  =*/ prm.infllm.n_repr,
-        /*.n_row   =*/ uint32_t(scores->ne[0]),
-        /*.n_sub   =*/ uint32_t(scores->ne[1]),
-    };
-    scores_block.resize(repr.n_block);
-    if (agree()) {
-        infllm::relevance_scratch scratch;
-        sums.resize(size_t(repr.n_sub)*repr.n_block);
-        infllm::block_relevance(infllm::single_thread(), repr, sums_empty, sums.data(), scores_block.data(), scratch);
-        sums_empty = false;
-    } else {
-        infllm::block_relevance(infllm::single_thread(), repr, scores_block.data());
+    if (scores) {
+        select(seq, *scores);
     }
-    infllm::select_topk(scores_block, prm.infllm.topk, selected);
 
     page_ins.clear();
     seq.slots[l.idx].update(selected.data(), selected.size(), page_ins);
@@ -659,6 +649,26 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
         };
         trace(&event, trace_user_data);
     }
+}
+
+void llama_kv_cache_infllm::select(const sequence & seq, const ggml_tensor & scores) {
+    const infllm::repr_scores repr = {
+        /*.score   =*/ static_cast<const float *>(scores.data),
+        /*.n_block =*/ seq.n_offload(),
+        /*.n_repr  =*/ prm.infllm.n_repr,
+        /*.n_row   =*/ uint32_t(scores.ne[0]),
+        /*.n_sub   =*/ uint32_t(scores.ne[1]),
+    };
+    scores_block.resize(repr.n_block);
+    if (agree()) {
+        infllm::relevance_scratch scratch;
+        sums.resize(size_t(repr.n_sub)*repr.n_block);
+        infllm::block_relevance(infllm::single_thread(), repr, sums_empty, sums.data(), scores_block.data(), scratch);
+        sums_empty = false;
+    } else {
+        infllm::block_relevance(infllm::single_thread(), repr, scores_block.data());
+    }
+    infllm::select_topk(scores_block, prm.infllm.topk, selected);
 }
 
 void llama_kv_cache_infllm::add_attention(const layer & l, const ggml_tensor * attn) {

@@ -152,7 +152,9 @@ public:
 
     // the page op of layers whose device pages by itself, else nullptr
     const infllm::pager_api * get_pager_api(const layer & l) const { return pagers ? pagers->api(l.idx) : nullptr; }
-    infllm::page_op         * get_page_op  (const layer & l) const { return pagers ? pagers->op (l.idx) : nullptr; }
+    infllm::page_op         * get_page_op  (const layer & l, bool again) const {
+        return pagers ? pagers->op(l.idx, again) : nullptr;
+    }
 
     bool has_pagers() const { return pagers != nullptr; }
 
@@ -168,9 +170,13 @@ public:
     // whether layers agree on the relevance of blocks
     bool agree() const { return by_keys() && !has_scores(); }
 
+    // Whether a layer scores the blocks for a ubatch. Where layers agree, few of them are enough for a few tokens; the others
+    // select what the layer before has selected. When text is read, all of them score, which then costs little.
+    bool scores_blocks(const layer & l, uint32_t n_tokens) const;
+
     // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
-    //   scores F32 [n_repr*n_block_pad, n_sub]      or nullptr: products of representative keys and mean queries
+    //   scores F32 [n_repr*n_block_pad, n_sub]      or nullptr: what the layer before has selected, see relevance.h
     void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
 
     // with published scores: add what the queries of the current ubatch attended within their local window
@@ -285,6 +291,9 @@ private:
     void reshift (llama_seq_id seq_id, uint32_t p1, uint32_t shift);
     void truncate(llama_seq_id seq_id, uint32_t n_tokens);
     void reset   (llama_seq_id seq_id);
+
+    // the best blocks, from products of representative keys
+    void select(const sequence & seq, const ggml_tensor & scores);
 
     void update_gauges();
 

@@ -129,6 +129,7 @@ struct test_layer {
     std::vector<uint64_t>  state;
     std::vector<float>     scores;
     std::vector<float>     sums;
+    std::vector<int32_t>   chosen;
     std::vector<block_ref> blocks;
     std::vector<float>     rope_block, rope_undo;
     std::vector<uint64_t>  scratch;
@@ -160,6 +161,7 @@ struct test_layer {
         state.resize(n_seq*pager_state::size(l)/sizeof(uint64_t));
         scores.resize(l.n_block_max);
         sums.resize(size_t(N_SUB_MAX)*l.n_block_max);
+        chosen.resize(l.topk);
         blocks.resize(size_t(n_seq)*l.n_block_max);
         scratch.resize(std::max(page_scratch::size(l), store_scratch::size(l))/sizeof(uint64_t) + 1);
 
@@ -188,6 +190,7 @@ struct test_layer {
         l.state      = reinterpret_cast<uint8_t *>(state.data());
         l.scores     = scores.data();
         l.sums       = sums.data();
+        l.chosen     = chosen.data();
         l.stride_k   = n_cells*l.row_k;
         l.stride_v   = n_cells*l.row_v;
         l.blocks     = blocks.data();
@@ -356,7 +359,7 @@ TEST(PageSelect, EqualsPlainModelOverManySteps) {
         }
         ASSERT_TRUE(std::equal(models[s].blocks.begin(), models[s].blocks.end(), state.slots.block));
         if (n_block[s] > 0) {
-            ASSERT_TRUE(std::equal(selected.begin(), selected.end(), scratch.selected));
+            ASSERT_TRUE(std::equal(selected.begin(), selected.end(), t.l.chosen));
         }
         n_page_in += expected.size();
     }

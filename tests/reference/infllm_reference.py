@@ -283,12 +283,13 @@ class Agreed:
 
     def __init__(self) -> None:
         self.sums = np.zeros((), np.float32)
+        self.again = False
+        """Whether a layer has no scores of its own, but selects what the layer before has selected."""
 
-    def add(self, scores: Floats) -> Floats:
-        """One more layer, ``[n_sub, n_block]``; returns the sums."""
+    def add(self, scores: Floats) -> None:
+        """One more layer, ``[n_sub, n_block]``."""
         scores = scores - scores.mean(axis=1, keepdims=True)
         self.sums = self.sums + scores / scores.std(axis=1, keepdims=True)
-        return self.sums
 
 
 class LayerMemory:
@@ -391,7 +392,9 @@ class LayerMemory:
         elif self.switches.agree == "layer":
             scores = self.context_scores(p0, p1).max(axis=0)
         else:
-            scores = agreed.add(self.context_scores(p0, p1)).max(axis=0)
+            if not agreed.again:
+                agreed.add(self.context_scores(p0, p1))
+            scores = agreed.sums.max(axis=0)
         selected = best(scores, b.topk).tolist()
         if self.slots is None:
             self.slots = Slots.first(self.n_slot)
@@ -491,6 +494,7 @@ class Reference:
         for il, (layer, memory) in enumerate(zip(model.layers, self.memory, strict=True)):
             h = model.norm(x, layer.attn_norm)
             q, k, v = (heads(h @ w.T) for w in (layer.attn_q, layer.attn_k, layer.attn_v))
+            agreed.again = len(tokens) <= self.budget.n_score and il % 4 != 0
             attended, (selected, scores) = memory.attend(q, k, v, p0, agreed)
             if scores is not None:
                 self.selections.append(Selection(il, p0, tuple(selected), scores))
