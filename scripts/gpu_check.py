@@ -37,7 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 # 96 steps of SmolLM2-135M decoding after 32,768 tokens (docs/trace.md)
 TRACE = ROOT / "scripts" / "gpu_replay.trace"
 
-SMALL = InfLLMConfig(n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=16)
+TOPK = 8
+SMALL = InfLLMConfig(n_init=32, n_local=256, block_size=32, topk=TOPK, max_cached_blocks=16)
 N_DECODE = 32
 TOLERANCE = 0.15  # of logits, against the CPU: other kernels, other sums
 
@@ -111,7 +112,7 @@ def verify(args: argparse.Namespace, report: Report) -> None:
                     llm.reset()
                     stats = llm.stats()
                     assert stats is not None
-                    steps = np.random.default_rng(1).integers(0, 40, (97, stats.n_layer, SMALL.topk))
+                    steps = np.random.default_rng(1).integers(0, 40, (97, stats.n_layer, TOPK))
                     llm._ctx.set_replay(steps.astype(np.int32))
                     llm.eval(prompt)
                     forced = runs["cpu"]["tokens"] if runs else out

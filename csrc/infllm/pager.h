@@ -58,7 +58,7 @@ struct pager_layer {
 
     uint8_t  * k;      // [n_seq][n_cells_alloc] rows
     uint8_t  * v;
-    uint16_t * repr;   // [n_seq][n_block_max][n_repr][n_embd_k()] half floats
+    uint16_t * repr;   // [n_seq][n_block_max][n_repr][n_embd_k()] half floats; nullptr: the layer has none
     uint8_t  * state;  // [n_seq] see pager_state
     float    * scores; // [n_block_max] work space
     float    * sums;   // [n_sub_max][n_block_max] relevance that the layers on the device agree on, of a ubatch
@@ -379,6 +379,9 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
     copy_bytes(g, dst + l.size_k() + l.size_v(),
             (const uint8_t *) (state.q_sum + uint64_t(block%l.n_chunk)*n_embd), n_embd*sizeof(float));
 
+    if (!l.repr) {
+        return;
+    }
     for (uint32_t i = g.rank(); i < n_embd; i += g.size()) {
         s.q[i] = 0.0f;
         for (uint32_t b = block + 1; b <= last; ++b) {

@@ -379,7 +379,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         const int64_t n_block = mctx->get_n_block();
         const int64_t n_row   = n_block*mem->get_params().n_repr; // representative keys
 
-        const bool again = n_block > 0 && !mem->scores_blocks(l, graph.n_tokens);
+        const bool again = n_block > 0 && !l.repr && !inp->has_scores;
         if (n_block > 0 && inp->has_scores) {
             scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_row, 1);
             ggml_set_input(scores);

@@ -105,7 +105,7 @@ bool llama_infllm_pagers::start(uint64_t block_bytes, const rotations & block, c
         }
         l.pl.k        = static_cast<uint8_t  *>(l.k     ->data);
         l.pl.v        = static_cast<uint8_t  *>(l.v     ->data);
-        l.pl.repr     = static_cast<uint16_t *>(l.repr  ->data);
+        l.pl.repr     = l.repr ? static_cast<uint16_t *>(l.repr->data) : nullptr;
         l.pl.state    = static_cast<uint8_t  *>(l.state ->data);
         l.pl.scores   = static_cast<float    *>(l.scores->data);
         l.pl.sums     = static_cast<float    *>(l.sums  ->data);

@@ -44,9 +44,6 @@ public:
     const infllm::pager_api * api(uint32_t idx) const { return find(idx) ? shared : nullptr; }
     infllm::page_op         * op (uint32_t idx, bool again);
 
-    // whether it is the first of the layers on its device
-    bool is_first(uint32_t idx) const { return find(idx) && find(idx)->pl.first; }
-
     // memory for the store, which devices must be able to read; what cannot be pinned is given all the same, and then
     // is_pinned() is false: the host has to take over
     void * alloc(size_t size);

@@ -38,7 +38,7 @@ llama_infllm_params llama_infllm_default_params(void) {
         /*.n_init            =*/ 64,
         /*.n_local           =*/ 0,
         /*.block_size        =*/ 64,
-        /*.topk              =*/ 16,
+        /*.topk              =*/ 0,
         /*.max_cached_blocks =*/ 0,
         /*.repr_topk         =*/ 0,
         /*.n_score           =*/ 0,
@@ -230,7 +230,8 @@ bool llama_infllm_params_resolve(
         }
     }
     if (res.topk == 0) {
-        res.topk = std::min<int64_t>(16, res.max_cached_blocks > 0 ? res.max_cached_blocks : n_slot_max);
+        res.topk = std::clamp<int64_t>(n_ctx_train/32/res.block_size, 1, 16);
+        res.topk = std::min<int64_t>(res.topk, res.max_cached_blocks > 0 ? res.max_cached_blocks : n_slot_max);
     }
     if (res.attend == LLAMA_INFLLM_ATTEND_TOPK && res.max_cached_blocks == 0) {
         res.max_cached_blocks = res.topk;

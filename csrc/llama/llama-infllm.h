@@ -59,7 +59,8 @@ struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
     uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
     uint32_t block_size;        // tokens of a block
-    uint32_t topk;              // blocks selected per layer for every ubatch; 0: 16, fewer where n_ctx_train leaves no room
+    uint32_t topk;              // blocks selected per layer for every ubatch; 0: n_ctx_train/32 tokens, at most 16 blocks, and
+                                //   fewer where n_ctx_train leaves no room
     uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room;
                                 //   with attend = topk exactly topk
     uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4

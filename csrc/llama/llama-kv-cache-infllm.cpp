@@ -92,7 +92,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         }
 
         auto & ctx = ctx_map[buft];
-        if (!ctx) {
+        const bool first = !ctx; // on its device
+        if (first) {
             ctx.reset(ggml_init({ 9*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
         }
 
@@ -118,11 +119,12 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.v = ggml_new_tensor_3d(ctx.get(), prm.type_v, n_embd_v, n_cells_alloc, prm.n_seq_max);
         ggml_format_name(l.k, "infllm_k_l%d", il);
         ggml_format_name(l.v, "infllm_v_l%d", il);
-        if (can_page() && by_keys()) {
+        const bool search = can_page() && (searches(l.idx) || first);
+        if (search && by_keys()) {
             l.mean = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_k, 1, prm.n_seq_max);
             ggml_format_name(l.mean, "infllm_mean_l%d", il);
         }
-        if (can_page()) {
+        if (search) {
             l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr,
                     prm.infllm.n_repr*n_block_max, prm.n_seq_max);
             ggml_format_name(l.repr, "infllm_repr_l%d", il);
@@ -577,11 +579,6 @@ const llama_infllm_rope * llama_kv_cache_infllm::get_rope(const layer & l) const
     return l.rope < 0 ? nullptr : &ropes[l.rope].rope;
 }
 
-bool llama_kv_cache_infllm::scores_blocks(const layer & l, uint32_t n_tokens) const {
-    const uint32_t step = 4;
-    return !agree() || n_tokens > prm.infllm.n_score || l.idx%step == 0 || (pagers && pagers->is_first(l.idx));
-}
-
 bool llama_kv_cache_infllm::is_resident(const ggml_tensor * t) const {
     return std::any_of(layers.begin(), layers.end(), [&](const layer & l) {
         return t->view_src == l.k || t->view_src == l.v;
@@ -776,6 +773,9 @@ void llama_kv_cache_infllm::set_mean(llama_seq_id seq_id) {
 
     const int64_t n_row = int64_t(seqs[seq_id].n_offload())*prm.infllm.n_repr;
     for (const auto & l : layers) {
+        if (!l.mean) {
+            continue;
+        }
         const int64_t n_embd = l.repr->ne[0];
 
         bytes.resize(n_row*l.repr->nb[1]);
@@ -923,6 +923,10 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
     ggml_backend_tensor_get(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
     ggml_backend_tensor_get(l.v, data_v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
     std::memcpy(data_v + l.size_v, get_sums(l, seq, block), l.n_sum*sizeof(float));
+
+    if (!l.repr) {
+        return;
+    }
 
     rows.resize(size_t(n_embd_k)*cells.block_size);
     llama_infllm_to_f32(l.k->type, data_k, rows.data(), rows.size());

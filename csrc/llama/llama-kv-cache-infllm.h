@@ -120,6 +120,7 @@ public:
         ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * mean; // F32 [n_embd_k_gqa, 1, n_seq_max] mean of the first representative keys, with search = keys
+        // nullptr in layers that do not search
         ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_max, n_seq_max] representative keys, RoPE undone
 
         int32_t rope; // index in ropes, -1: the layer has no RoPE
@@ -169,10 +170,6 @@ public:
 
     // whether layers agree on the relevance of blocks
     bool agree() const { return by_keys() && !has_scores(); }
-
-    // Whether a layer scores the blocks for a ubatch. Where layers agree, few of them are enough for a few tokens; the others
-    // select what the layer before has selected. When text is read, all of them score, which then costs little.
-    bool scores_blocks(const layer & l, uint32_t n_tokens) const;
 
     // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
@@ -291,6 +288,10 @@ private:
     void reshift (llama_seq_id seq_id, uint32_t p1, uint32_t shift);
     void truncate(llama_seq_id seq_id, uint32_t n_tokens);
     void reset   (llama_seq_id seq_id);
+
+    // Where layers agree on what is relevant, few of them are enough to find it: the others have no representative keys, and
+    // select what the layer before has selected.
+    bool searches(uint32_t idx) const { return !by_keys() || idx%4 == 0; }
 
     // the best blocks, from products of representative keys
     void select(const sequence & seq, const ggml_tensor & scores);

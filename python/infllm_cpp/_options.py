@@ -64,7 +64,15 @@ class ModelOptions:
         _option(_MEMORY, "Local window, tokens.", default="an eighth of the training length, at most 4096"),
     ] = _default.n_local
     block_size: Annotated[int, _option(_MEMORY, "Tokens of a block.")] = _default.block_size
-    topk: Annotated[int, _option(_MEMORY, "Blocks selected per layer.", "--topk")] = _default.topk
+    topk: Annotated[
+        int | None,
+        _option(
+            _MEMORY,
+            "Blocks selected per layer.",
+            "--topk",
+            default="a 32nd of the training length, at most 16 blocks",
+        ),
+    ] = _default.topk
     max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="2 * topk")] = (
         _default.max_cached_blocks
     )

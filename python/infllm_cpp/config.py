@@ -49,8 +49,9 @@ class InfLLMConfig:
         Local window, tokens. ``None``: an eighth of the training length, at most 4096.
     block_size : int
         Tokens of a block.
-    topk : int
-        Blocks selected per layer for every ubatch.
+    topk : int or None
+        Blocks selected per layer for every ubatch. ``None``: a 32nd of the training length, at most 16
+        blocks.
     max_cached_blocks : int or None
         Slots per layer, at least `topk`. ``None``: twice `topk`, or `topk` with ``attend="topk"``.
     repr_topk : int or None
@@ -104,7 +105,7 @@ class InfLLMConfig:
     n_init: int = _default.n_init
     n_local: int | None = _default.n_local or None
     block_size: int = _default.block_size
-    topk: int = _default.topk
+    topk: int | None = _default.topk or None
     max_cached_blocks: int | None = _default.max_cached_blocks or None
     repr_topk: int | None = _default.repr_topk or None
     n_score: int | None = _default.n_score or None

@@ -494,7 +494,7 @@ class Reference:
         for il, (layer, memory) in enumerate(zip(model.layers, self.memory, strict=True)):
             h = model.norm(x, layer.attn_norm)
             q, k, v = (heads(h @ w.T) for w in (layer.attn_q, layer.attn_k, layer.attn_v))
-            agreed.again = len(tokens) <= self.budget.n_score and il % 4 != 0
+            agreed.again = il % 4 != 0
             attended, (selected, scores) = memory.attend(q, k, v, p0, agreed)
             if scores is not None:
                 self.selections.append(Selection(il, p0, tuple(selected), scores))
