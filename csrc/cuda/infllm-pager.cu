@@ -72,7 +72,7 @@ static __global__ void gather_kernel(const pager_layer l, const pager_info * inf
 
 static __global__ void store_kernel(
         const pager_layer * layers, const uint32_t seq, const uint32_t block0, const uint32_t shift, const uint32_t n_tokens,
-        uint8_t * staging, const uint64_t begin, const uint64_t size) {
+        const bool centre, uint8_t * staging, const uint64_t begin, const uint64_t size) {
     extern __shared__ uint64_t data[];
 
     const pager_layer & l = layers[blockIdx.y];
@@ -81,7 +81,7 @@ static __global__ void store_kernel(
     scratch.init(l, data);
 
     const uint32_t block = block0 + blockIdx.x;
-    pager_store(thread_block(), l, seq, block, block - shift, last_query_block(l.cells, block, n_tokens),
+    pager_store(thread_block(), l, seq, block, block - shift, last_query_block(l.cells, block, n_tokens), centre,
             staging + blockIdx.x*size - begin, scratch);
 }
 
@@ -227,7 +227,7 @@ static void store(pager * p, const store_job & job) {
         CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
         const dim3 grid(n, p->layers.size());
         store_kernel<<<grid, N_THREADS, p->store_smem, p->stream>>>(
-                p->d_layers, job.seq, job.block0 + i0, job.shift, job.n_tokens, p->staging, p->begin, p->size);
+                p->d_layers, job.seq, job.block0 + i0, job.shift, job.n_tokens, job.block0 > 0, p->staging, p->begin, p->size);
         CUDA_CHECK(cudaGetLastError());
         CUDA_CHECK(cudaEventRecord(p->staged, p->stream));
 

@@ -12,7 +12,8 @@ namespace infllm {
 // one device. Every call comes from the thread that computes.
 struct pager;
 
-// the blocks [block0, block0 + n_block) of a sequence leave the ring; all before them are in the store
+// the blocks [block0, block0 + n_block) of a sequence leave the ring; all before them are in the store. The mean of the keys is
+// taken from the first ones, and known when there are any before
 struct store_job {
     uint32_t seq;
     uint32_t block0;

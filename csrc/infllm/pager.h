@@ -1,6 +1,7 @@
 #pragma once
 
 #include "cell-layout.h"
+#include "centred.h"
 #include "kv-row.h"
 #include "relevance.h"
 #include "slots.h"
@@ -59,6 +60,7 @@ struct pager_layer {
     uint8_t  * k;      // [n_seq][n_cells_alloc] rows
     uint8_t  * v;
     uint16_t * repr;   // [n_seq][n_block_max][n_repr][n_embd_k()] half floats; nullptr: the layer has none
+    const float * mean; // [n_seq][n_embd_k()] of the keys; nullptr: representative keys are not centred
     uint8_t  * state;  // [n_seq] see pager_state
     float    * scores; // [n_block_max] work space
     float    * sums;   // [n_sub_max][n_block_max] relevance that the layers on the device agree on, of a ubatch
@@ -344,25 +346,29 @@ struct store_scratch {
     float   * q;     // [n_embd_k]
     float   * score; // [n_head_kv][block_size]
     int32_t * best;  // [n_head_kv][n_repr][repr_topk]
+    float   * sums;  // [n_repr][CENTRED_LANES]
 
     INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
-        return sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_kv)*(l.cells.block_size + l.n_repr*l.repr_topk));
+        return sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_kv)*(l.cells.block_size + l.n_repr*l.repr_topk) +
+            uint64_t(l.n_repr)*CENTRED_LANES);
     }
 
     INFLLM_PORTABLE void init(const pager_layer & l, void * data) {
         q     = (float *) data;
         score = q + l.n_embd_k();
         best  = (int32_t *) (score + uint64_t(l.n_head_kv)*l.cells.block_size);
+        sums  = (float *) (best + uint64_t(l.n_head_kv)*l.n_repr*l.repr_topk);
     }
 };
 
 // A block leaves the ring: its rows and its query sum go to dst, which is laid out as a stored block, and its
 // representative keys (see representatives.h) into their place.
-//   frame  its keys are rotated to the positions of this block
-//   last   last block of the queries that follow it in its local window
+//   frame   its keys are rotated to the positions of this block
+//   last    last block of the queries that follow it in its local window
+//   centre  whether the mean of the keys is known
 template <typename Group>
 INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block, uint32_t frame,
-        uint32_t last, uint8_t * dst, const store_scratch & s) {
+        uint32_t last, bool centre, uint8_t * dst, const store_scratch & s) {
     const pager_state state = pager_state::of(l, seq);
 
     const uint32_t n_embd = l.n_embd_k();
@@ -444,6 +450,10 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
         if (d1 != d0) {
             out[d1] = half_from_float(sum1);
         }
+    }
+    if (l.mean && centre) {
+        g.sync();
+        centre_rows(g, repr, l.n_repr, n_embd, l.mean + uint64_t(seq)*n_embd, s.sums);
     }
 }
 

@@ -56,8 +56,9 @@ INFLLM_PORTABLE void block_relevance(const Group & g, const repr_scores & s, flo
     g.sync();
 }
 
-// Relevance that the layers agree on: scores of a layer are made standard scores over the blocks, for each sub-chunk, and
-// added up over the layers, up to this one. One layer alone often errs; what is relevant stands out in all of them.
+// Relevance that the layers agree on: scores of a layer are made standard scores over the blocks, for each sub-chunk. Those above
+// the mean are squared, since what stands out counts, and added up over the layers, up to this one. One layer alone often errs;
+// what is relevant stands out in many of them.
 //
 //   sums  [n_sub][n_block]  of the layers before; empty in the first one
 //   out   [n_block]
@@ -110,8 +111,8 @@ INFLLM_PORTABLE void block_relevance(
             for (uint32_t i = 0; i < n_sub; ++i) {
                 float & sum = sums[uint64_t(sub0 + i)*s.n_block + b];
 
-                const float x = (s.best(sub0 + i, b) - scratch.mean[i])*scratch.scale[i];
-                sum    = first ? x : sum + x;
+                const float x = fmaxf(s.best(sub0 + i, b) - scratch.mean[i], 0.0f)*scratch.scale[i];
+                sum    = first ? x*x : sum + x*x;
                 out[b] = sub0 + i == 0 ? sum : fmaxf(out[b], sum);
             }
         }

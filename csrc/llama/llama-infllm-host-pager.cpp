@@ -38,7 +38,7 @@ static void store(pager * p, const store_job & job) {
         for (uint32_t i = 0; i < job.n_block; ++i) {
             const uint32_t block = job.block0 + i;
             pager_store(single_thread(), l, job.seq, block, block - job.shift,
-                    last_query_block(l.cells, block, job.n_tokens), job.data[i], scratch);
+                    last_query_block(l.cells, block, job.n_tokens), job.block0 > 0, job.data[i], scratch);
         }
     }
 }

@@ -35,8 +35,8 @@ llama_infllm_pagers::~llama_infllm_pagers() {
 
 bool llama_infllm_pagers::add_layer(
         const pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, int32_t rope,
-        uint32_t n_sub_max) {
+        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, ggml_tensor * mean,
+        int32_t rope, uint32_t n_sub_max) {
     // memory is shared in one way: layers on devices of another kind are left to the host
     if (!pager_supports(shape) || (shared && shared != &api)) {
         return false;
@@ -51,6 +51,7 @@ bool llama_infllm_pagers::add_layer(
     l.k      = k;
     l.v      = v;
     l.repr   = repr;
+    l.mean   = mean;
     l.state  = ggml_new_tensor_2d(ctx, GGML_TYPE_I8,  pager_state::size(shape), n_seq);
     l.scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, shape.n_block_max);
 
@@ -106,6 +107,7 @@ bool llama_infllm_pagers::start(uint64_t block_bytes, const rotations & block, c
         l.pl.k        = static_cast<uint8_t  *>(l.k     ->data);
         l.pl.v        = static_cast<uint8_t  *>(l.v     ->data);
         l.pl.repr     = l.repr ? static_cast<uint16_t *>(l.repr->data) : nullptr;
+        l.pl.mean     = l.mean ? static_cast<const float *>(l.mean->data) : nullptr;
         l.pl.state    = static_cast<uint8_t  *>(l.state ->data);
         l.pl.scores   = static_cast<float    *>(l.scores->data);
         l.pl.sums     = static_cast<float    *>(l.sums  ->data);

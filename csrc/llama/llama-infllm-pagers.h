@@ -30,8 +30,8 @@ public:
     //   rope       index of its RoPE, -1: none
     //   n_sub_max  sub-chunks of a ubatch
     bool add_layer(const infllm::pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-            const infllm::pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, int32_t rope,
-            uint32_t n_sub_max);
+            const infllm::pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, ggml_tensor * mean,
+            int32_t rope, uint32_t n_sub_max);
 
     // Once the tensors are allocated.
     //   block, undo  of RoPE i: rotations to the first position of every block, and back from an offset in a block
@@ -78,6 +78,7 @@ private:
         ggml_tensor * k;
         ggml_tensor * v;
         ggml_tensor * repr;
+        ggml_tensor * mean;
         ggml_tensor * state;  // I8  [pager_state::size, n_seq]
         ggml_tensor * scores; // F32 [n_block_max]
         ggml_tensor * sums;   // F32 [n_block_max, n_sub_max]

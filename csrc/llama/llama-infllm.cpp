@@ -273,6 +273,10 @@ bool llama_infllm_params_resolve(
     }
     if (res.n_repr == 0) {
         res.n_repr = by_keys && res.block_size%8 == 0 ? res.block_size/8 : 1;
+        // they are all on the device, which is to be bounded
+        while (res.n_repr%2 == 0 && n_ctx/res.block_size*res.n_repr > 32768) {
+            res.n_repr /= 2;
+        }
     }
     if (res.repr_topk == 0) {
         res.repr_topk = by_keys ? res.block_size/res.n_repr : std::min(4u, res.block_size/res.n_repr);

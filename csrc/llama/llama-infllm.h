@@ -73,8 +73,9 @@ struct llama_infllm_params {
     uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
     enum llama_infllm_attend attend;
     enum llama_infllm_scores scores;
-    uint32_t n_repr;            // representative keys of a block, each of an equal part of it; 0: one for 8 tokens, but one in
-                                //   all with search = queries
+    uint32_t n_repr;            // representative keys of a block, each of an equal part of it; 0: one for 8 tokens, for more
+                                //   where n_ctx is over 262144, so that there are at most 32768 a layer; but one in all with
+                                //   search = queries
     enum llama_infllm_search search;
 };
 

@@ -2,6 +2,7 @@
 
 #include "llama-infllm-impl.h"
 
+#include "../infllm/centred.h"
 #include "../infllm/relevance.h"
 #include "../infllm/representatives.h"
 #include "../infllm/selection.h"
@@ -204,6 +205,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     for (auto & seq : seqs) {
         if (can_page()) {
             seq.slots.assign(layers.size(), infllm::slot_table(cells.n_slot));
+            seq.means.resize(layers.size());
             for (const auto & l : layers) {
                 seq.sums.emplace_back(size_t(n_chunk)*l.n_sum, 0.0f);
             }
@@ -251,7 +253,7 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.row_v         = l.v->nb[1];
     shape.offset        = l.offset;
 
-    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.rope,
+    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.mean, l.rope,
             (prm.n_ubatch + prm.infllm.n_score - 1)/prm.infllm.n_score);
 }
 
@@ -755,7 +757,7 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
         }
         for (const auto & l : layers) {
             if (!get_pager_api(l)) {
-                store_block(l, seq_id, b);
+                store_block(l, seq_id, b, block0 > 0);
             }
         }
     }
@@ -767,7 +769,7 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
     }
 }
 
-// the mean of the representative keys of the blocks that leave the ring first
+// the mean of the representative keys of the blocks that leave the ring first, which are centred now
 void llama_kv_cache_infllm::set_mean(llama_seq_id seq_id) {
     synchronize();
 
@@ -778,18 +780,21 @@ void llama_kv_cache_infllm::set_mean(llama_seq_id seq_id) {
         }
         const int64_t n_embd = l.repr->ne[0];
 
-        bytes.resize(n_row*l.repr->nb[1]);
-        rows.resize(n_row*n_embd);
-        ggml_backend_tensor_get(l.repr, bytes.data(), seq_id*l.repr->nb[2], bytes.size());
-        llama_infllm_to_f32(l.repr->type, bytes.data(), rows.data(), rows.size());
+        repr_rows.resize(n_row*n_embd);
+        ggml_backend_tensor_get(l.repr, repr_rows.data(), seq_id*l.repr->nb[2], n_row*l.repr->nb[1]);
 
         std::vector<double> sum(n_embd);
         for (int64_t i = 0; i < n_row*n_embd; ++i) {
-            sum[i%n_embd] += rows[i];
+            sum[i%n_embd] += infllm::half_to_float(repr_rows[i]);
         }
-        std::vector<float> mean(n_embd);
+        auto & mean = seqs[seq_id].means[l.idx];
+        mean.resize(n_embd);
         std::transform(sum.begin(), sum.end(), mean.begin(), [&](double x) { return float(x/n_row); });
         ggml_backend_tensor_set(l.mean, mean.data(), seq_id*l.mean->nb[2], n_embd*sizeof(float));
+
+        std::vector<float> sums(n_row*infllm::CENTRED_LANES);
+        infllm::centre_rows(infllm::single_thread(), repr_rows.data(), n_row, n_embd, mean.data(), sums.data());
+        ggml_backend_tensor_set(l.repr, repr_rows.data(), seq_id*l.repr->nb[2], n_row*l.repr->nb[1]);
     }
 }
 
@@ -911,7 +916,7 @@ void llama_kv_cache_infllm::reset(llama_seq_id seq_id) {
 // data movement, one layer
 //
 
-void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, uint32_t block) {
+void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, uint32_t block, bool centre) {
     auto & seq = seqs[seq_id];
 
     const uint32_t cell     = cells.cell(cells.block_pos(block));
@@ -961,9 +966,13 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
     infllm::representative_keys(rows.data(), scores.data(), cells.block_size, l.n_head_repr, l.n_head_kv, l.n_embd_head_k,
             n_repr, prm.infllm.repr_topk, undo, keys.data());
 
-    std::vector<ggml_fp16_t> keys_f16(keys.size());
-    ggml_fp32_to_fp16_row(keys.data(), keys_f16.data(), keys.size());
-    ggml_backend_tensor_set(l.repr, keys_f16.data(), seq_id*l.repr->nb[2] + block*n_repr*l.repr->nb[1], n_repr*l.repr->nb[1]);
+    repr_rows.resize(keys.size());
+    ggml_fp32_to_fp16_row(keys.data(), repr_rows.data(), keys.size());
+    if (l.mean && centre) {
+        std::vector<float> sums(size_t(n_repr)*infllm::CENTRED_LANES);
+        infllm::centre_rows(infllm::single_thread(), repr_rows.data(), n_repr, l.repr->ne[0], seq.means[l.idx].data(), sums.data());
+    }
+    ggml_backend_tensor_set(l.repr, repr_rows.data(), seq_id*l.repr->nb[2] + block*n_repr*l.repr->nb[1], n_repr*l.repr->nb[1]);
 }
 
 llama_kv_cache_infllm::block_rows llama_kv_cache_infllm::get_rows(

@@ -119,9 +119,10 @@ public:
 
         ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
+        // in layers that search
         ggml_tensor * mean; // F32 [n_embd_k_gqa, 1, n_seq_max] mean of the first representative keys, with search = keys
-        // nullptr in layers that do not search
-        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_max, n_seq_max] representative keys, RoPE undone
+        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_max, n_seq_max] representative keys, RoPE undone,
+                            //   centred with search = keys
 
         int32_t rope; // index in ropes, -1: the layer has no RoPE
 
@@ -195,6 +196,7 @@ private:
 
         std::vector<stored_block>       blocks; // [n_offload]
         std::vector<infllm::slot_table> slots;  // [n_layer]
+        std::vector<std::vector<float>> means;  // [n_layer][n_embd_k_gqa] what layer::mean holds, where a layer has it
 
         // [n_layer][n_chunk][n_sum]: sums of each block of positions not yet stored
         std::vector<std::vector<float>> sums;
@@ -276,6 +278,7 @@ private:
     std::vector<int32_t>                     selected;
     std::vector<infllm::page_in>             page_ins;
     std::vector<float>                       rows;
+    std::vector<uint16_t>                    repr_rows;
     std::vector<uint8_t>                     bytes;
 
     //
@@ -291,7 +294,7 @@ private:
 
     // Where layers agree on what is relevant, few of them are enough to find it: the others have no representative keys, and
     // select what the layer before has selected.
-    bool searches(uint32_t idx) const { return !by_keys() || idx%4 == 0; }
+    bool searches(uint32_t idx) const { return !by_keys() || idx%3 == 0; }
 
     // the best blocks, from products of representative keys
     void select(const sequence & seq, const ggml_tensor & scores);
@@ -322,7 +325,7 @@ private:
     };
     block_rows get_rows(const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t frame);
 
-    void store_block (const layer & l, llama_seq_id seq_id, uint32_t block);
+    void store_block (const layer & l, llama_seq_id seq_id, uint32_t block, bool centre);
     void load_block  (const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame);
     void rotate_cells(const layer & l, llama_seq_id seq_id, uint32_t cell, uint32_t n, const infllm::rotation & rot);
 

@@ -35,6 +35,6 @@ def repr_bytes(model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_cel
     n_blocks = (n_ctx - params.n_init) // params.block_size + 1
     n_group = model.n_head() // model.n_head_kv() if CHOICES["scores"][params.scores] == "published" else 1
     n_k = kv_values_per_token(model)[0]
-    if CHOICES["search"][params.search] == "keys":  # every fourth layer has them
-        n_k = n_k // model.n_layer() * -(-model.n_layer() // 4)
+    if CHOICES["search"][params.search] == "keys":  # every third layer has them
+        n_k = n_k // model.n_layer() * -(-model.n_layer() // 3)
     return 2 * params.n_repr * n_group * n_k * -(-n_blocks // 64) * 64

@@ -81,7 +81,8 @@ class InfLLMConfig:
         authors' code). It computes attention twice and is paged by the host: for comparisons.
     n_repr : int or None
         Representative keys of a block, each of an equal part of it; the best of them counts. They take
-        `n_repr` times the memory. ``None``: one for 8 tokens, or one in all with ``search="queries"``.
+        `n_repr` times the memory. ``None``: one for 8 tokens, for more where `n_ctx` is over 262,144, so that
+        there are at most 32,768 a layer; or one in all with ``search="queries"``.
     search : {"auto", "keys", "queries"}
         What representative keys are multiplied with to score a block. ``"keys"``: the keys of the current
         tokens, less the mean key: a block counts that holds a context like the current one (the idea of

@@ -452,7 +452,7 @@ TEST(Pager, StoreAndGatherBringTheSameBytes) {
 
             store_scratch s;
             s.init(t.l, t.scratch.data());
-            run_group(n_thread, [&](const thread_group & g) { pager_store(g, t.l, 0, block, block, block + 1, data, s); });
+            run_group(n_thread, [&](const thread_group & g) { pager_store(g, t.l, 0, block, block, block + 1, true, data, s); });
 
             const auto k = t.k;
             const auto v = t.v;
@@ -523,7 +523,7 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             store_scratch s;
             s.init(t.l, t.scratch.data());
             run_group(3, [&](const thread_group & g) {
-                pager_store(g, t.l, 0, block, frame, block + 2, reinterpret_cast<uint8_t *>(stored.data()), s);
+                pager_store(g, t.l, 0, block, frame, block + 2, false, reinterpret_cast<uint8_t *>(stored.data()), s);
             });
 
             std::vector<float> k;
@@ -546,6 +546,26 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
                     t.l.n_repr, t.l.repr_topk, undo, expected.data());
             for (uint32_t i = 0; i < expected.size(); ++i) {
                 ASSERT_NEAR(half_to_float(t.repr[block*expected.size() + i]), expected[i], 2e-3f) << i;
+            }
+
+            // once the mean of the keys is known
+            std::vector<float> mean(t.l.n_embd_k());
+            for (auto & x : mean) {
+                x = normal(rng);
+            }
+            t.l.mean = mean.data();
+            run_group(3, [&](const thread_group & g) {
+                pager_store(g, t.l, 0, block, frame, block + 2, true, reinterpret_cast<uint8_t *>(stored.data()), s);
+            });
+            for (uint32_t r = 0; r < t.l.n_repr; ++r) {
+                double norm = 0.0;
+                for (uint32_t i = 0; i < mean.size(); ++i) {
+                    norm += std::pow(double(expected[r*mean.size() + i]) - double(mean[i]), 2.0);
+                }
+                for (uint32_t i = 0; i < mean.size(); ++i) {
+                    const double x = (double(expected[r*mean.size() + i]) - double(mean[i]))/std::sqrt(norm);
+                    ASSERT_NEAR(half_to_float(t.repr[block*expected.size() + r*mean.size() + i]), x, 5e-4) << r << ", " << i;
+                }
             }
         }
     }

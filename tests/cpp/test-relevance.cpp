@@ -137,7 +137,7 @@ TEST(LayersAgree, EqualsBruteForce) {
                         var += std::pow(double(l.best(s, b)) - mean, 2.0)/n_block;
                     }
                     for (uint32_t b = 0; b < n_block; ++b) {
-                        sum[b] += (double(l.best(s, b)) - mean)/std::sqrt(var);
+                        sum[b] += std::pow(std::max(double(l.best(s, b)) - mean, 0.0), 2.0)/var;
                     }
                 }
                 for (uint32_t b = 0; b < n_block; ++b) {
@@ -147,7 +147,7 @@ TEST(LayersAgree, EqualsBruteForce) {
 
             const auto out = relevance(layers);
             for (uint32_t b = 0; b < n_block; ++b) {
-                ASSERT_NEAR(out[b], expected[b], 2e-3) << "block " << b << " of " << n_block << ", n_sub " << n_sub;
+                ASSERT_NEAR(out[b], expected[b], 1e-2) << "block " << b << " of " << n_block << ", n_sub " << n_sub;
             }
         }
     }

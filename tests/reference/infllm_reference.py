@@ -75,11 +75,13 @@ class Switches:
         of its slot, and the local window follows on the last slot (``position = "infllm"`` of infllm-cpp).
     search : {"queries", "keys"}
         What representative keys are multiplied with. ``"queries"``: those of the chunk, at distance
-        ``n_local``. ``"keys"``: means of the last keys, ``n_score`` each, without RoPE, less the mean of the
-        representative keys that there were at the first selection.
+        ``n_local``. ``"keys"``: means of the last keys, ``n_score`` each, without RoPE. The mean of the
+        representative keys that there were at the first selection is subtracted from both, and
+        representative keys are made of length 1.
     agree : {"layer", "layers"}
-        With ``"keys"``, who scores a block. ``"layer"``: each layer for itself. ``"layers"``: a layer and all
-        before it, by the sum of their standard scores over the blocks, for each mean of keys.
+        With ``"keys"``, who scores a block. ``"layer"``: each layer for itself. ``"layers"``: every third
+        layer and all such before it, by the sum of the squares of their standard scores over the blocks, as
+        far as these are positive, for each mean of keys; the layers between follow them.
     window : {"once", "twice"}
         With positions of the paper. ``"once"``: every token is attended once. ``"twice"``: as the authors'
         code masks the tokens that are in no block yet. It hands those outside the local window of the *last*
@@ -289,7 +291,7 @@ class Agreed:
     def add(self, scores: Floats) -> None:
         """One more layer, ``[n_sub, n_block]``."""
         scores = scores - scores.mean(axis=1, keepdims=True)
-        self.sums = self.sums + scores / scores.std(axis=1, keepdims=True)
+        self.sums = self.sums + np.maximum(scores / scores.std(axis=1, keepdims=True), 0) ** 2
 
 
 class LayerMemory:
@@ -371,6 +373,8 @@ class LayerMemory:
         reps = np.stack(self.reps)[:, :, ::group]  # [n_block, n_repr, G, D]
         if self.mean is None:
             self.mean = reps.mean(axis=(0, 1))
+        reps = reps - self.mean
+        reps = reps / np.sqrt((reps**2).sum(axis=(2, 3), keepdims=True))
         ends = range(p1, p0, -n)
         means = np.stack([self.k[end - n : end].mean(axis=0) - self.mean for end in ends])
         res: Floats = np.einsum("sgd,brgd->sbr", means, reps, optimize=True).max(axis=-1)
@@ -494,7 +498,7 @@ class Reference:
         for il, (layer, memory) in enumerate(zip(model.layers, self.memory, strict=True)):
             h = model.norm(x, layer.attn_norm)
             q, k, v = (heads(h @ w.T) for w in (layer.attn_q, layer.attn_k, layer.attn_v))
-            agreed.again = il % 4 != 0
+            agreed.again = il % 3 != 0
             attended, (selected, scores) = memory.attend(q, k, v, p0, agreed)
             if scores is not None:
                 self.selections.append(Selection(il, p0, tuple(selected), scores))
