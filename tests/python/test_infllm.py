@@ -39,8 +39,15 @@ def test_automatic_values_are_filled_in(model_path: Path) -> None:
         assert config is not None
         assert (config.n_local, config.max_cached_blocks, config.position) == (1024, 16, "infllm")
     with Llama(model_path, n_ctx=8192) as llm:
-        assert llm.infllm is not None
-        assert llm.infllm.position == "true"
+        config = llm.infllm
+        assert config is not None
+        assert config.position == "true"
+        assert (config.topk, config.max_cached_blocks) == (4, 8)  # a 32nd of the training length
+        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("keys", 8, 8, 16)
+    with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(search="queries")) as llm:
+        config = llm.infllm
+        assert config is not None
+        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("queries", 1, 4, 32)
 
 
 def test_what_is_not_resident_is_found(llm: Llama, passkey: tuple[list[int], str]) -> None:
@@ -103,6 +110,28 @@ def test_the_trace_tells_what_was_selected(llm: Llama, passkey: tuple[list[int],
     n_events = len(events)
     llm.eval(llm.tokenize(" And more."))
     assert len(events) == n_events
+
+
+def test_the_end_of_a_text_is_selected_for_alone(llm: Llama, passkey: tuple[list[int], str]) -> None:
+    events: list[TraceEvent] = []
+    llm.set_trace(events.append)
+    llm.eval(passkey[0])
+    assert [event.n_tokens for event in events[-30:]] == [2 * 16] * 30
+    assert max(event.n_tokens for event in events) > 32
+
+    # all logits are those of the batches asked for
+    events.clear()
+    llm.eval(passkey[0][:100], all_logits=True)
+    assert {event.n_tokens for event in events} == {100}
+
+
+def test_layers_between_those_that_search_follow_them(llm: Llama, passkey: tuple[list[int], str]) -> None:
+    events: list[TraceEvent] = []
+    llm.set_trace(events.append)
+    llm.eval(passkey[0])
+    selected = [event.selected.tolist() for event in events[-30:]]
+    assert [selected[il] for il in range(30)] == [selected[il - il % 3] for il in range(30)]
+    assert len({tuple(blocks) for blocks in selected}) > 1
 
 
 def test_a_full_store_is_a_memory_error(model_path: Path, passkey: tuple[list[int], str]) -> None:
