@@ -12,7 +12,7 @@ Answers of four kinds to the same question about the same text:
 Blocks that were selected before stay in the other slots.
 
     python scripts/oracle.py --lengths 16384 --depths 10
-    python scripts/oracle.py --lengths 16384 --infllm '{"topk": 12, "max_cached_blocks": 12}'
+    python scripts/oracle.py --infllm '{"search": "queries", "topk": 12, "max_cached_blocks": 12}'
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
         auto & ctx = ctx_map[buft];
         const bool first = !ctx; // on its device
-        if (first) {
+        if (!ctx) {
             ctx.reset(ggml_init({ 9*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
         }
 
@@ -120,7 +120,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.v = ggml_new_tensor_3d(ctx.get(), prm.type_v, n_embd_v, n_cells_alloc, prm.n_seq_max);
         ggml_format_name(l.k, "infllm_k_l%d", il);
         ggml_format_name(l.v, "infllm_v_l%d", il);
-        const bool search = can_page() && (searches(l.idx) || first);
+        // a device that pages by itself does not know what layers elsewhere agree on
+        const bool force  = prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE;
+        const bool alone  = prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && llama_infllm_pagers::find_api(buft, force);
+        const bool search = can_page() && (searches(l.idx) || (alone && first));
         if (search && by_keys()) {
             l.mean = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_k, 1, prm.n_seq_max);
             ggml_format_name(l.mean, "infllm_mean_l%d", il);

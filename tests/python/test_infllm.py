@@ -121,8 +121,8 @@ def test_the_end_of_a_text_is_selected_for_alone(llm: Llama, passkey: tuple[list
 
     # all logits are those of the batches asked for
     events.clear()
-    llm.eval(passkey[0][:100], all_logits=True)
-    assert {event.n_tokens for event in events} == {100}
+    llm.eval(passkey[0][:40], all_logits=True)
+    assert {event.n_tokens for event in events} == {40}
 
 
 def test_layers_between_those_that_search_follow_them(llm: Llama, passkey: tuple[list[int], str]) -> None:
