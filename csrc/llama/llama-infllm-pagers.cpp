@@ -37,8 +37,11 @@ bool llama_infllm_pagers::add_layer(
         const pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
         const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, ggml_tensor * mean,
         int32_t rope, uint32_t n_sub_max) {
-    // memory is shared in one way: layers on devices of another kind are left to the host
-    if (!pager_supports(shape) || (shared && shared != &api)) {
+    const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
+
+    // Memory is shared in one way: layers on devices of another kind are left to the host. So are those that would follow a
+    // layer's selection, where there is none before them.
+    if (!pager_supports(shape) || (shared && shared != &api) || (!repr && other == layers.end())) {
         return false;
     }
     shared = &api;
@@ -56,7 +59,6 @@ bool llama_infllm_pagers::add_layer(
     l.scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, shape.n_block_max);
 
     // layers on a device share what they agree on, and the tables
-    const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
     l.pl.first = other == layers.end();
     l.sums     = l.pl.first ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_block_max, n_sub_max) : other->sums;
     l.chosen   = l.pl.first ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk)                   : other->chosen;

@@ -273,9 +273,10 @@ bool llama_infllm_params_resolve(
     }
     if (res.n_repr == 0) {
         res.n_repr = by_keys && res.block_size%8 == 0 ? res.block_size/8 : 1;
-        // they are all on the device, which is to be bounded
-        while (res.n_repr%2 == 0 && n_ctx/res.block_size*res.n_repr > 32768) {
-            res.n_repr /= 2;
+        // they are all on the device, which is to be bounded; and a part must have repr_topk tokens, if these are given
+        while (res.n_repr > 1 &&
+                (n_ctx/res.block_size*res.n_repr > 32768 || res.repr_topk*res.n_repr > res.block_size)) {
+            res.n_repr = res.n_repr%2 == 0 ? res.n_repr/2 : 1;
         }
     }
     if (res.repr_topk == 0) {

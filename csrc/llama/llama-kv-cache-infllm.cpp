@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <stdexcept>
 
 //
@@ -80,6 +81,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
     size_t block_bytes = 0;
 
+    std::set<ggml_backend_buffer_type_t> paged_by; // nullptr: the host
+
     pagers = std::make_unique<llama_infllm_pagers>(prm.n_seq_max, prm.infllm.pinned_max_bytes);
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
@@ -93,7 +96,6 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         }
 
         auto & ctx = ctx_map[buft];
-        const bool first = !ctx; // on its device
         if (!ctx) {
             ctx.reset(ggml_init({ 9*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
         }
@@ -120,10 +122,11 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.v = ggml_new_tensor_3d(ctx.get(), prm.type_v, n_embd_v, n_cells_alloc, prm.n_seq_max);
         ggml_format_name(l.k, "infllm_k_l%d", il);
         ggml_format_name(l.v, "infllm_v_l%d", il);
-        // a device that pages by itself does not know what layers elsewhere agree on
+        // the host, and each device that pages, do not know what the others' layers agree on: the first of theirs must search
         const bool force  = prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE;
         const bool alone  = prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && llama_infllm_pagers::find_api(buft, force);
-        const bool search = can_page() && (searches(l.idx) || (alone && first));
+        const bool first  = paged_by.insert(alone ? buft : nullptr).second;
+        const bool search = can_page() && (searches(l.idx) || first);
         if (search && by_keys()) {
             l.mean = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_k, 1, prm.n_seq_max);
             ggml_format_name(l.mean, "infllm_mean_l%d", il);
@@ -665,8 +668,7 @@ void llama_kv_cache_infllm::select(const sequence & seq, const ggml_tensor & sco
     if (agree()) {
         infllm::relevance_scratch scratch;
         sums.resize(size_t(repr.n_sub)*repr.n_block);
-        infllm::block_relevance(infllm::single_thread(), repr, sums_empty, sums.data(), scores_block.data(), scratch);
-        sums_empty = false;
+        infllm::block_relevance(infllm::single_thread(), repr, selected.empty(), sums.data(), scores_block.data(), scratch);
     } else {
         infllm::block_relevance(infllm::single_thread(), repr, scores_block.data());
     }
@@ -694,7 +696,7 @@ void llama_kv_cache_infllm::add_attention(const layer & l, const ggml_tensor * a
 void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
     cur     = info;
     pending = true;
-    sums_empty = true;
+    selected.clear();
 
     auto & seq = seqs[cur.seq_id];
 

@@ -273,9 +273,8 @@ private:
 
     // work space of the page op
     std::vector<float>                       sums;         // [n_sub][n_block] of a ubatch, see block_relevance()
-    bool                                     sums_empty = true;
     std::vector<float>                       scores_block;
-    std::vector<int32_t>                     selected;
+    std::vector<int32_t>                     selected;     // by the last layer that the host pages; empty: none yet
     std::vector<infllm::page_in>             page_ins;
     std::vector<float>                       rows;
     std::vector<uint16_t>                    repr_rows;
