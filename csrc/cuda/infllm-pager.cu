@@ -171,10 +171,9 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
     uint64_t end = 0;
     uint64_t sum = 0;
     for (const auto & l : p->layers) {
-        const uint64_t size = l.size_k() + l.size_v() + l.n_embd_k()*sizeof(float);
         p->begin      = std::min(p->begin, l.offset);
-        end           = std::max(end, l.offset + size);
-        sum          += size;
+        end           = std::max(end, l.offset + l.size());
+        sum          += l.size();
         p->store_smem = std::max(p->store_smem, store_scratch::size(l));
     }
     p->size     = end - p->begin;
@@ -291,13 +290,14 @@ void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
 
     const auto   * op     = static_cast<const page_op *>(get_params(dst).userdata);
     const auto   & l      = *op->layer;
-    const auto   * q      = dst->src[0];
-    const auto   * info   = static_cast<const pager_info *>(dst->src[1]->data);
-    const auto   * scores = dst->src[2];
+    const bool     sums   = l.n_chunk > 0;
+    const auto   * info   = static_cast<const pager_info *>(dst->src[0]->data);
+    const auto   * q      = sums ? dst->src[1] : nullptr;
+    const auto   * scores = dst->src[sums ? 2 : 1];
     cudaStream_t   stream = ctx.stream();
 
     select_kernel<<<1, N_THREADS_SELECT, page_scratch::size(l), stream>>>(
-            l, info, static_cast<const float *>(q->data), q->nb[1]/sizeof(float), q->nb[2]/sizeof(float),
+            l, info, q ? static_cast<const float *>(q->data) : nullptr, q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0,
             scores ? static_cast<const float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0);
     CUDA_CHECK(cudaGetLastError());
 

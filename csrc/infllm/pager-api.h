@@ -48,9 +48,9 @@ struct pager_api {
     void (*wait  )(pager * p);
 
     // a ggml_custom_op_t, to be told apart by its address
-    //   src[0] F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions
-    //   src[1] I32 [5]                            pager_info
-    //   src[2] F32 [n_row, n_sub]                 scores; missing while nothing is stored, or as the layer before selects
+    //   src[0] I32 [5]                            pager_info
+    //   next   F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions; missing if the layer's n_chunk is 0
+    //   next   F32 [n_row, n_sub]                 scores; missing while nothing is stored, or as the layer before selects
     //   userdata                                  page_op
     void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
 };

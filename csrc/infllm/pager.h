@@ -34,7 +34,7 @@ struct pager_info {
 };
 
 // What the pager knows of a layer. Memory is the device's, but for the blocks, which host and device share. A stored block
-// holds for each layer K rows, V rows and a query sum F32 [n_embd_k()].
+// holds for each layer K rows, V rows and, if queries are summed up, the sum of its queries F32 [n_embd_k()].
 struct pager_layer {
     cell_layout cells;
 
@@ -47,7 +47,7 @@ struct pager_layer {
 
     uint32_t topk;
     uint32_t repr_topk;
-    uint32_t n_chunk;
+    uint32_t n_chunk; // blocks of positions whose queries are summed up; 0: none, all keys of a part are averaged
     uint32_t n_block_max;
     uint32_t n_repr;
     uint32_t first; // of the layers on its device
@@ -76,6 +76,10 @@ struct pager_layer {
     INFLLM_PORTABLE uint32_t n_embd_k() const { return n_head_kv*n_embd_head_k; }
     INFLLM_PORTABLE uint64_t size_k()   const { return cells.block_size*row_k; }
     INFLLM_PORTABLE uint64_t size_v()   const { return cells.block_size*row_v; }
+    INFLLM_PORTABLE uint64_t size_sum() const { return n_chunk > 0 ? n_embd_k()*sizeof(float) : 0; }
+
+    // of the layer, in a stored block
+    INFLLM_PORTABLE uint64_t size() const { return size_k() + size_v() + size_sum(); }
 
     // of a cell of the resident buffer
     INFLLM_PORTABLE uint8_t * k_cell(uint32_t seq, uint32_t cell) const { return k + seq*stride_k + cell*row_k; }
@@ -254,7 +258,8 @@ struct page_scratch {
 };
 
 // Take up the queries of the ubatch, then select.
-//   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]
+//   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]; nullptr
+//          if they are not summed up
 //   scores [n_sub][n_row] see relevance.h; nullptr: what the layer before has selected, if anything is stored
 template <typename Group>
 INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
@@ -268,7 +273,7 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
 
     // queries of the init tokens belong to no block
     const uint32_t block0  = p0 < l.cells.n_init ? 0 : l.cells.block_of(p0);
-    const uint32_t n_chunk = p1 <= l.cells.n_init ? 0 : l.cells.block_of(p1 - 1) - block0 + 1;
+    const uint32_t n_chunk = !q || p1 <= l.cells.n_init ? 0 : l.cells.block_of(p1 - 1) - block0 + 1;
     const uint32_t n_group = l.n_head/l.n_head_kv;
     for (uint32_t i = g.rank(); i < n_chunk*n_embd; i += g.size()) {
         const uint32_t c = i/n_embd;
@@ -382,15 +387,17 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
     dst += l.offset;
     copy_bytes(g, dst,                k,                   l.size_k());
     copy_bytes(g, dst + l.size_k(),   l.v_cell(seq, cell), l.size_v());
-    copy_bytes(g, dst + l.size_k() + l.size_v(),
-            (const uint8_t *) (state.q_sum + uint64_t(block%l.n_chunk)*n_embd), n_embd*sizeof(float));
+    if (l.n_chunk > 0) {
+        copy_bytes(g, dst + l.size_k() + l.size_v(), (const uint8_t *) (state.q_sum + uint64_t(block%l.n_chunk)*n_embd),
+                l.size_sum());
+    }
 
     if (!l.repr) {
         return;
     }
     for (uint32_t i = g.rank(); i < n_embd; i += g.size()) {
         s.q[i] = 0.0f;
-        for (uint32_t b = block + 1; b <= last; ++b) {
+        for (uint32_t b = block + 1; l.n_chunk > 0 && b <= last; ++b) {
             s.q[i] += state.q_sum[uint64_t(b%l.n_chunk)*n_embd + i];
         }
     }
@@ -465,6 +472,9 @@ INFLLM_PORTABLE void pager_rotate(const Group & g, const pager_layer & l, uint32
         return;
     }
     rotate_k(g, l, l.k_cell(seq, l.cells.cell(l.cells.block_pos(block))), n, src, dst);
+    if (l.n_chunk == 0) {
+        return;
+    }
 
     const uint32_t n_pair = l.n_rot/2;
     float * q_sum = pager_state::of(l, seq).q_sum + uint64_t(block%l.n_chunk)*l.n_embd_k();

@@ -121,7 +121,7 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
 
     if (mctx->get_mem()->published()) {
         inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
-    } else if (mctx->get_mem()->can_page() && n_tokens > 1) {
+    } else if (mctx->get_mem()->can_page() && mctx->get_mem()->sums_queries() && n_tokens > 1) {
         inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
     }
     if (mctx->get_n_block() > 0 && mctx->get_mem()->by_keys()) {
@@ -277,8 +277,8 @@ static void page_op(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 }
 
-// with published scores queries are not summed up
-static void page_op_published(ggml_tensor * dst, int ith, int nth, void * userdata) {
+// where queries are not summed up: given are scores
+static void page_op_scores(ggml_tensor * dst, int ith, int nth, void * userdata) {
     GGML_UNUSED(nth);
 
     if (ith == 0) {
@@ -305,25 +305,23 @@ static ggml_tensor * build_page_op(
         ggml_tensor * q_sum,  // [n_embd_head_k, n_head, n_chunk], or nullptr
         ggml_tensor * scores, // [n_row, n_sub], or nullptr
         bool again) {         // select what the layer before has selected
-    ggml_tensor * args[3];
-    int n_args = 0;
-    if (q_sum) {
-        args[n_args++] = q_sum;
-    }
-
-    ggml_custom_op_t fun  = q_sum ? page_op : page_op_published;
+    ggml_custom_op_t fun  = q_sum ? page_op : page_op_scores;
     void           * data = const_cast<llama_kv_cache_infllm::layer *>(&l);
 
     ggml_backend_t backend = graph.backend_cpu;
 
+    ggml_tensor * args[3];
+    int n_args = 0;
     if (const auto * api = l.mem->get_pager_api(l)) {
         args[n_args++] = inp->info;
         fun  = api->page;
         data = l.mem->get_page_op(l, again);
         backend = get_backend(graph, l.k);
     }
-    if (scores) {
-        args[n_args++] = scores;
+    for (auto * arg : { q_sum, scores }) {
+        if (arg) {
+            args[n_args++] = arg;
+        }
     }
 
     ggml_tensor * page = ggml_custom_4d(graph.ctx0, GGML_TYPE_F32, 1, 1, 1, 1, args, n_args, fun, 1, data);
@@ -373,7 +371,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     cpy(l.v, *v_cur);
 
     if (mem->can_page()) {
-        ggml_tensor * q_sum  = mem->published() ? nullptr : build_q_sum(ctx0, q_cur, inp->w_sum);
+        ggml_tensor * q_sum  = mem->sums_queries() ? build_q_sum(ctx0, q_cur, inp->w_sum) : nullptr;
         ggml_tensor * scores = nullptr;
 
         const int64_t n_block = mctx->get_n_block();
@@ -396,7 +394,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
             graph.cb(scores, "infllm_scores", il);
         }
 
-        if (q_sum || scores) {
+        if (q_sum || scores || (again && mem->get_pager_api(l))) {
             ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores, again));
         }
     }

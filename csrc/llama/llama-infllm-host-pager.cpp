@@ -64,14 +64,15 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
 
     const auto * op     = static_cast<const page_op *>(userdata);
-    const auto * q      = dst->src[0];
-    const auto * info   = static_cast<const pager_info *>(dst->src[1]->data);
-    const auto * scores = dst->src[2];
+    const bool   sums   = op->layer->n_chunk > 0;
+    const auto * info   = static_cast<const pager_info *>(dst->src[0]->data);
+    const auto * q      = sums ? dst->src[1] : nullptr;
+    const auto * scores = dst->src[sums ? 2 : 1];
 
     page_scratch scratch = {};
     scratch.init(*op->layer, op->p->scratch.data());
-    page_select(single_thread(), *op->layer, *info, static_cast<const float *>(q->data), q->nb[1]/sizeof(float),
-            q->nb[2]/sizeof(float), scores ? static_cast<const float *>(scores->data) : nullptr,
+    page_select(single_thread(), *op->layer, *info, q ? static_cast<const float *>(q->data) : nullptr,
+            q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<const float *>(scores->data) : nullptr,
             scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, scratch);
 
     for (uint32_t i = 0; info->n_block > 0 && i < op->layer->topk; ++i) {

@@ -158,7 +158,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.offset = block_bytes;
         l.size_k = cells.block_size*l.k->nb[1];
         l.size_v = cells.block_size*l.v->nb[1];
-        l.n_sum  = published() ? l.n_head*cells.block_size : n_embd_k;
+        l.n_sum  = published() ? l.n_head*cells.block_size : sums_queries() ? n_embd_k : 0;
         block_bytes += l.size();
 
         if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !published() && !add_pager_layer(ctx.get(), buft, l) &&
@@ -252,7 +252,7 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.remap         = remap;
     shape.topk          = prm.infllm.topk;
     shape.repr_topk     = prm.infllm.repr_topk;
-    shape.n_chunk       = n_chunk;
+    shape.n_chunk       = sums_queries() ? n_chunk : 0;
     shape.n_block_max   = n_block_max;
     shape.n_repr        = prm.infllm.n_repr;
     shape.row_k         = l.k->nb[1];
@@ -618,13 +618,25 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
         }
     }
 
-    if (!seq.paging()) {
+    if (!seq.paging() || !scores) {
         return;
     }
-    if (scores) {
-        select(seq, *scores);
-    }
+    select(seq, *scores);
 
+    // the layers that follow this one, too: on a device that saves them a split of the graph
+    page_in(l, seq);
+    for (uint32_t i = l.idx + 1; i < layers.size() && !has_scores(); ++i) {
+        if (get_pager_api(layers[i])) {
+            continue;
+        }
+        if (layers[i].repr) {
+            break;
+        }
+        page_in(layers[i], seq);
+    }
+}
+
+void llama_kv_cache_infllm::page_in(const layer & l, sequence & seq) {
     page_ins.clear();
     seq.slots[l.idx].update(selected.data(), selected.size(), page_ins);
     for (const auto & p : page_ins) {
@@ -863,10 +875,12 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
             for (const auto & l : layers) {
                 load_block(l, seq_id, b, cells.cell(cells.block_pos(b)), b - shift);
 
-                float * sums = get_sums(l, seq, b);
-                std::memcpy(sums, store->data(seq.blocks[b].id) + l.offset + l.size_k + l.size_v, l.n_sum*sizeof(float));
-                if (remap && l.rope >= 0) {
-                    rotate_sums(l, sums, ropes[l.rope].move(seq.blocks[b].frame, b - shift));
+                if (l.n_sum > 0) {
+                    float * sums = get_sums(l, seq, b);
+                    std::memcpy(sums, store->data(seq.blocks[b].id) + l.offset + l.size_k + l.size_v, l.n_sum*sizeof(float));
+                    if (remap && l.rope >= 0) {
+                        rotate_sums(l, sums, ropes[l.rope].move(seq.blocks[b].frame, b - shift));
+                    }
                 }
             }
         }
@@ -932,7 +946,9 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
 
     ggml_backend_tensor_get(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
     ggml_backend_tensor_get(l.v, data_v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
-    std::memcpy(data_v + l.size_v, get_sums(l, seq, block), l.n_sum*sizeof(float));
+    if (l.n_sum > 0) {
+        std::memcpy(data_v + l.size_v, get_sums(l, seq, block), l.n_sum*sizeof(float));
+    }
 
     if (!l.repr) {
         return;
@@ -944,7 +960,7 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
     std::vector<float> scores(l.n_head_repr*cells.block_size);
     if (published()) {
         std::copy_n(get_sums(l, seq, block), l.n_sum, scores.data());
-    } else {
+    } else if (sums_queries()) {
         // the queries that follow the block in its local window
         std::vector<float> q(n_embd_k, 0.0f);
         const uint32_t last = infllm::last_query_block(cells, block, seq.n_tokens);
@@ -1061,7 +1077,7 @@ float * llama_kv_cache_infllm::get_sums(const layer & l, sequence & seq, uint32_
 }
 
 void llama_kv_cache_infllm::rotate_sums(const layer & l, float * sums, const infllm::rotation & rot) {
-    if (!published()) { // sums of queries
+    if (sums_queries()) {
         rot.apply(sums, l.n_head_kv, l.n_embd_head_k);
     }
 }

@@ -132,7 +132,8 @@ public:
         size_t size_v;
 
         // What the representative keys of a block are chosen by, of each block of positions: the sum of its queries
-        // [n_head_kv][n_embd_head_k]; with published scores the attention that its tokens got [n_head][block_size]
+        // [n_head_kv][n_embd_head_k]; with published scores the attention that its tokens got [n_head][block_size]; 0: all
+        // keys are averaged
         uint32_t n_sum;
 
         size_t size() const { return size_k + size_v + n_sum*sizeof(float); }
@@ -163,6 +164,9 @@ public:
     // whether the attention that each token gets is to be summed up
     bool published() const { return prm.infllm.scores == LLAMA_INFLLM_SCORES_PUBLISHED; }
 
+    // whether the queries of each block of positions are summed up, to choose the tokens of representative keys
+    bool sums_queries() const { return !published() && prm.infllm.n_repr*prm.infllm.repr_topk < prm.infllm.block_size; }
+
     // whether blocks are scored by the keys of the current tokens
     bool by_keys() const { return prm.infllm.search == LLAMA_INFLLM_SEARCH_KEYS; }
 
@@ -174,7 +178,7 @@ public:
 
     // the page op of other layers: take up the queries of the current ubatch, select, page in
     //   q_sum  F32 [n_embd_head_k, n_head, n_chunk] or nullptr: sums of the queries, per block of positions
-    //   scores F32 [n_repr*n_block_pad, n_sub]      or nullptr: what the layer before has selected, see relevance.h
+    //   scores F32 [n_repr*n_block_pad, n_sub]      or nullptr: the layer follows one that has selected, see relevance.h
     void page(const layer & l, const ggml_tensor * q_sum, const ggml_tensor * scores);
 
     // with published scores: add what the queries of the current ubatch attended within their local window
@@ -297,6 +301,7 @@ private:
 
     // the best blocks, from products of representative keys
     void select(const sequence & seq, const ggml_tensor & scores);
+    void page_in(const layer & l, sequence & seq); // what is selected
 
     void update_gauges();
 

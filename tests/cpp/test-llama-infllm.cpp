@@ -428,8 +428,12 @@ TEST_P(InfllmPosition, QuantisedCachesPage) {
 
 // the same blocks in the same slots, whoever pages, through all that can happen to a sequence
 TEST_P(InfllmPosition, DevicePagedEqualsHostPaged) {
-    for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
-        SCOPED_TRACE(ggml_type_name(type));
+    const struct { ggml_type type; uint32_t repr_topk; } cases[] = {
+        { GGML_TYPE_F16,  4 }, { GGML_TYPE_Q8_0, 4 }, { GGML_TYPE_Q4_0, 4 }, // all keys of a part
+        { GGML_TYPE_F16,  2 }, { GGML_TYPE_Q8_0, 2 },                        // chosen by the queries that follow
+    };
+    for (const auto & [type, repr_topk] : cases) {
+        SCOPED_TRACE(std::string(ggml_type_name(type)) + ", repr_topk = " + std::to_string(repr_topk));
 
         auto cprm = context_params();
         cprm.type_k = type;
@@ -439,6 +443,7 @@ TEST_P(InfllmPosition, DevicePagedEqualsHostPaged) {
         for (int i = 0; i < 2; ++i) {
             auto prm = small_params(GetParam());
             prm.paging = i == 0 ? LLAMA_INFLLM_PAGING_HOST : LLAMA_INFLLM_PAGING_DEVICE;
+            prm.repr_topk = repr_topk;
             ctx[i] = make_infllm(prm, cprm);
             ASSERT_TRUE(ctx[i]);
         }
