@@ -295,8 +295,23 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
     }
     size_t n_blocks_new = 0;
 
+    // A question often ends a text: once the resident buffer is outgrown, the end is a ubatch of its own, so that blocks are
+    // selected for it alone. By queries a sub-chunk is the end already.
+    const llama_batch & batch = balloc.get_batch();
+    const uint32_t      n_end = 2*prm.infllm.n_score;
+    const bool          ends  = can_page() && by_keys() && balloc.get_n_outputs() == 1 && batch.logits[batch.n_tokens - 1];
+
     while (true) {
-        auto ubatch = balloc.split_seq(n_ubatch);
+        uint32_t n = n_ubatch;
+        if (ends) {
+            const uint32_t n_left = balloc.get_n_tokens() - balloc.get_n_used();
+            const uint32_t p0     = n_tokens[batch.seq_id[batch.n_tokens - 1][0]];
+            if (n_left > n_end && p0 + n_left > cells.n_cells()) {
+                n = std::min(n_ubatch, n_left - n_end);
+            }
+        }
+
+        auto ubatch = balloc.split_seq(n);
         if (ubatch.n_tokens == 0) {
             break;
         }

@@ -21,7 +21,7 @@ from ._devices import choose_devices
 from ._sizes import kv_bytes_per_token
 from ._text import TextStream
 from ._threads import default_n_threads
-from .config import CHOICES, InfLLMConfig, InfLLMStats
+from .config import InfLLMConfig, InfLLMStats
 from .models import check_gguf
 from .types import (
     ChatCompletion,
@@ -245,11 +245,6 @@ class Llama:
         # llama.cpp rounds n_ctx up, and n_batch down
         self._n_ctx = n_ctx
         self._n_batch = self._ctx.n_batch()
-
-        # see _batches(); by queries a sub-chunk is the end already
-        by_keys = params is not None and CHOICES["search"][params.search] == "keys"
-        self._n_end = 2 * params.n_score if params is not None and by_keys else 0
-        self._n_cells = _core.infllm_n_cells(params, n_ubatch) if params is not None else n_ctx
 
     # -- the object --------------------------------------------------------------------------------
 
@@ -492,7 +487,12 @@ class Llama:
         logits = np.empty((n_total, self.n_vocab()), dtype=np.float32) if all_logits else None
         outputs = _core.Context.Outputs
         try:
-            for i, n_done in self._batches(n_total, all_logits):
+            n_done = 0
+            while n_done < n_total:
+                # The last two share what is left: blocks are selected for the end of the last one, which
+                # must not be short (see init_batch() in csrc/llama/llama-kv-cache-infllm.cpp).
+                i, n_left = n_done, n_total - n_done
+                n_done += n_left if n_left <= self._n_batch else min(self._n_batch, -(-n_left // 2))
                 batch = list(tokens[i:n_done])
 
                 self._has_logits = False
@@ -512,18 +512,6 @@ class Llama:
         finally:
             self._sync()
         return logits
-
-    def _batches(self, n_total: int, all_logits: bool) -> Iterator[tuple[int, int]]:
-        """Where batches of `n_total` more tokens begin and end.
-
-        A question often ends a text. Once the context outgrows the resident buffer, the end is a batch of its
-        own, so that blocks are selected for it alone.
-        """
-        n_end = 0
-        if not all_logits and len(self._tokens) + n_total > self._n_cells and n_total > self._n_end:
-            n_end = self._n_end
-        begins = [*range(0, n_total - n_end, self._n_batch), *range(n_total - n_end, n_total, self._n_batch)]
-        return zip(begins, [*begins[1:], n_total], strict=False)
 
     def prefill(self, tokens: Sequence[int], progress: ProgressCallback | None = None) -> int:
         """Make the stored tokens `tokens`, and evaluate only what differs from those stored before.

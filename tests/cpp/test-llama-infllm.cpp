@@ -21,6 +21,7 @@ constexpr uint32_t N_UBATCH = 16;
 constexpr uint32_t N_CTX    = 512;
 constexpr uint32_t N_CELLS  = 128;  // 8 init + 8 slots*8 + ring of 32 + 8 + 16
 constexpr uint32_t N_ALLOC  = 256;  // cells that are allocated: padded
+constexpr uint32_t N_END    = 16;   // 2*n_score: the end of a text is a ubatch of its own
 constexpr uint32_t N_TRAIN  = 160;  // training length of small_model: positions are shifted back within N_CTX
 
 // keys that are rotated there and back in F16 differ a little
@@ -699,7 +700,8 @@ TEST_P(InfllmPosition, CopyContinuesLikeItsSource) {
 TEST_P(InfllmPosition, FullStoreFailsTheBatchOnly) {
     auto probe = make_infllm(small_params(GetParam()));
     ASSERT_TRUE(probe);
-    feed(probe.get(), random_tokens(196));
+    feed(probe.get(), random_tokens(192));
+    feed(probe.get(), random_tokens(4));
     const auto stats = get_stats(probe.get());
 
     auto prm = small_params(GetParam());
@@ -708,7 +710,8 @@ TEST_P(InfllmPosition, FullStoreFailsTheBatchOnly) {
     ASSERT_TRUE(ctx);
 
     const auto tokens = random_tokens(296);
-    feed(ctx.get(), slice(tokens, 0, 196));
+    feed(ctx.get(), slice(tokens, 0, 192));
+    feed(ctx.get(), slice(tokens, 192, 196));
     const auto before = get_stats(ctx.get());
 
     EXPECT_NE(decode(ctx.get(), tokens.data() + 196, 100), 0);
@@ -747,7 +750,7 @@ TEST_P(InfllmPosition, AbortedDecodeLeavesTheLastGoodUbatch) {
 
             ASSERT_EQ(rc, 2) << "the callback was called " << n_calls - n_left << " times";
             const uint32_t n_kept = n_tokens(ctx.get());
-            ASSERT_TRUE(n_kept == n || n_kept == n + N_UBATCH) << n_kept;
+            ASSERT_TRUE(n_kept == n || n_kept == n + 30 - N_END) << n_kept;
             ASSERT_EQ(get_stats(ctx.get()).n_tokens, n_kept);
 
             const auto logits = feed(ctx.get(), slice(tokens, n_kept, n_kept + 8));
@@ -955,6 +958,37 @@ TEST(InfllmParse, BadTexts) {
 //
 // trace
 //
+
+// a question often ends a text: blocks are selected for it alone, whatever comes before it in the batch
+TEST_F(Infllm, EndOfATextIsAUbatchOfItsOwn) {
+    auto prm = small_params();
+    prm.n_score = 5;
+
+    std::vector<uint32_t> sizes;
+    const auto trace = [](const llama_infllm_trace_event * e, void * user_data) {
+        if (e->il == 0) {
+            static_cast<std::vector<uint32_t> *>(user_data)->push_back(e->n_tokens);
+        }
+    };
+    const auto trace_sizes = [&](llama_infllm_search search, bool all_logits) {
+        prm.search = search;
+        auto ctx = make_infllm(prm);
+        EXPECT_TRUE(ctx);
+
+        const auto tokens = random_tokens(236);
+        feed(ctx.get(), slice(tokens, 0, 100));
+        llama_infllm_set_trace(ctx.get(), trace, &sizes);
+        sizes.clear();
+        EXPECT_EQ(decode(ctx.get(), tokens.data() + 100, 100, 0, all_logits), 0);
+        EXPECT_EQ(decode(ctx.get(), tokens.data() + 200, 1,   0, all_logits), 0);
+        return sizes;
+    };
+
+    // the first ubatch fits
+    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_KEYS, false),    (std::vector<uint32_t> { 16, 16, 16, 16, 10, 10, 1 }));
+    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_KEYS, true),     (std::vector<uint32_t> { 16, 16, 16, 16, 16, 4, 1 }));
+    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_QUERIES, false), (std::vector<uint32_t> { 16, 16, 16, 16, 16, 4, 1 }));
+}
 
 TEST_F(Infllm, TraceSeesEveryLayer) {
     auto ctx = make_infllm();

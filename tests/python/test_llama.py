@@ -241,7 +241,7 @@ def test_progress_reports_what_is_evaluated(llm: Llama, passkey: tuple[list[int]
     tokens = passkey[0][:300]
     llm.eval(tokens[:100])
     llm(tokens, max_tokens=1, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(128, 200), (200, 200)]
+    assert seen == [(100, 200), (200, 200)]
 
 
 def test_prefill_stores_exactly_the_prompt(llm: Llama) -> None:
