@@ -34,7 +34,7 @@ struct thread_block {
 
 static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
         const pager_layer l, const pager_info * info, const float * q, const uint32_t q_nb1, const uint32_t q_nb2,
-        const float * scores, const uint32_t n_row, const uint32_t n_sub) {
+        float * scores, const uint32_t n_row, const uint32_t n_sub) {
     extern __shared__ uint64_t data[];
     __shared__ page_scratch scratch;
 
@@ -298,7 +298,7 @@ void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
 
     select_kernel<<<1, N_THREADS_SELECT, page_scratch::size(l), stream>>>(
             l, info, q ? static_cast<const float *>(q->data) : nullptr, q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0,
-            scores ? static_cast<const float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0);
+            scores ? static_cast<float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0);
     CUDA_CHECK(cudaGetLastError());
 
     if (scores || op->again) {

@@ -21,22 +21,26 @@ struct relevance_scratch {
 //
 //   score [n_sub][n_row]  n_row >= n_block*n_repr
 //
-// The best of its representative keys counts for a block.
+// The best of its representative keys counts for a block: keep_best() puts it where the first one was.
 struct repr_scores {
-    const float * score;
+    float * score;
 
     uint32_t n_block;
     uint32_t n_repr;
     uint32_t n_row;
     uint32_t n_sub;
 
-    INFLLM_PORTABLE float best(uint32_t sub, uint32_t block) const {
-        const float * row = score + uint64_t(sub)*n_row + block*n_repr;
-        float res = row[0];
-        for (uint32_t r = 1; r < n_repr; ++r) {
-            res = fmaxf(res, row[r]);
+    INFLLM_PORTABLE float & best(uint32_t sub, uint32_t block) const { return score[uint64_t(sub)*n_row + block*n_repr]; }
+
+    template <typename Group>
+    INFLLM_PORTABLE void keep_best(const Group & g) const {
+        for (uint32_t i = g.rank(); i < n_sub*n_block; i += g.size()) {
+            float * x = &best(i/n_block, i%n_block);
+            for (uint32_t r = 1; r < n_repr; ++r) {
+                x[0] = x[r] > x[0] ? x[r] : x[0];
+            }
         }
-        return res;
+        g.sync();
     }
 };
 
@@ -46,6 +50,7 @@ struct repr_scores {
 //   out [n_block]
 template <typename Group>
 INFLLM_PORTABLE void block_relevance(const Group & g, const repr_scores & s, float * out) {
+    s.keep_best(g);
     for (uint32_t b = g.rank(); b < s.n_block; b += g.size()) {
         float best = s.best(0, b);
         for (uint32_t i = 1; i < s.n_sub; ++i) {
@@ -67,6 +72,8 @@ INFLLM_PORTABLE void block_relevance(
         const Group & g, const repr_scores & s, bool first, float * sums, float * out, relevance_scratch & scratch) {
     constexpr uint32_t N_LANE = relevance_scratch::N_LANE;
     constexpr uint32_t N_PART = 16; // lanes that are summed up together
+
+    s.keep_best(g);
 
     for (uint32_t sub0 = 0; sub0 < s.n_sub; sub0 += relevance_scratch::N_SUB) {
         const uint32_t n_sub = s.n_sub - sub0 < relevance_scratch::N_SUB ? s.n_sub - sub0 : relevance_scratch::N_SUB;

@@ -72,7 +72,7 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
     page_scratch scratch = {};
     scratch.init(*op->layer, op->p->scratch.data());
     page_select(single_thread(), *op->layer, *info, q ? static_cast<const float *>(q->data) : nullptr,
-            q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<const float *>(scores->data) : nullptr,
+            q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<float *>(scores->data) : nullptr,
             scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, scratch);
 
     for (uint32_t i = 0; info->n_block > 0 && i < op->layer->topk; ++i) {

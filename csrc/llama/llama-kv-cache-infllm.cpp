@@ -685,7 +685,7 @@ void llama_kv_cache_infllm::page_in(const layer & l, sequence & seq) {
 
 void llama_kv_cache_infllm::select(const sequence & seq, const ggml_tensor & scores) {
     const infllm::repr_scores repr = {
-        /*.score   =*/ static_cast<const float *>(scores.data),
+        /*.score   =*/ static_cast<float *>(scores.data),
         /*.n_block =*/ seq.n_offload(),
         /*.n_repr  =*/ prm.infllm.n_repr,
         /*.n_row   =*/ uint32_t(scores.ne[0]),

@@ -396,8 +396,9 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
             t->l.first = step%6 < 2;
             page_scratch scratch = {};
             scratch.init(t->l, t->scratch.data());
+            auto scores_t = scores;
             run_group(t == &one ? 1 : 4, [&](const thread_group & g) {
-                page_select(g, t->l, info, q.data(), t->l.n_embd_head_k, uint32_t(q.size()/2), scores.data(),
+                page_select(g, t->l, info, q.data(), t->l.n_embd_head_k, uint32_t(q.size()/2), scores_t.data(),
                         64*one.l.n_repr, N_SUB_MAX, scratch);
             });
         }

@@ -45,16 +45,16 @@ struct layer_scores {
         return *std::max_element(row, row + n_repr);
     }
 
-    repr_scores view() const { return { data.data(), n_block, n_repr, n_row, n_sub }; }
+    repr_scores view() { return { data.data(), n_block, n_repr, n_row, n_sub }; }
 };
 
-std::vector<float> relevance(const layer_scores & scores) {
+std::vector<float> relevance(layer_scores scores) {
     std::vector<float> out(scores.n_block, 1e9f); // left over from an earlier call
     block_relevance(single_thread(), scores.view(), out.data());
     return out;
 }
 
-std::vector<float> relevance(const std::vector<layer_scores> & layers) {
+std::vector<float> relevance(std::vector<layer_scores> layers) {
     const auto & l = layers[0];
 
     relevance_scratch scratch;
