@@ -163,12 +163,14 @@ def test_device_memory_is_bounded(start_server: StartServer, tiny_path: Path) ->
     assert resident_sets[32768] - before <= sum(sizes) + (16 << 20)
 
 
+@pytest.mark.parametrize("repr_topk", [4, 8])
 def test_only_scores_queries_and_offloaded_blocks_come_to_the_host(
-    start_server: StartServer, model_path: Path, passkey: tuple[list[int], str]
+    start_server: StartServer, model_path: Path, passkey: tuple[list[int], str], repr_topk: int
 ) -> None:
+    config = dataclasses.replace(SMALL, repr_topk=repr_topk)
     meter = Meter(start_server().address)
     n_layer, n_head, head_dim, n_vocab = 30, 9, 64, 49152
-    with Llama(model_path, n_ctx=1280, n_batch=128, infllm=SMALL, rpc_servers=[meter.address]) as llm:
+    with Llama(model_path, n_ctx=1280, n_batch=128, infllm=config, rpc_servers=[meter.address]) as llm:
         llm.eval(passkey[0])
         llm.eval([100])
         llm.reset_stats()
@@ -181,10 +183,12 @@ def test_only_scores_queries_and_offloaded_blocks_come_to_the_host(
     meter.stop()
     assert before is not None and stats is not None
 
-    scores = 64 * 4  # of a layer, F32, blocks padded to 64
-    queries = head_dim * n_head * 4
+    # of every third layer, F32, blocks padded to 64, in 4 parts of 8 keys
+    scores = 64 * 4 * 4
+    # of every layer, if they choose among the keys
+    queries = head_dim * n_head * 4 if repr_topk < 8 else 0
     offloaded = stats.bytes_store_kv - before.bytes_store_kv
-    expected = N_DECODE * (n_layer * (scores + queries) + n_vocab * 4) + offloaded
+    expected = N_DECODE * (n_layer // 3 * scores + n_layer * queries + n_vocab * 4) + offloaded
     assert expected <= to_host <= 1.01 * expected
     # page-ins go to the device, and what the backend itself sends: its graphs
     assert to_device >= stats.bytes_paged_in
