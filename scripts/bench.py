@@ -1,15 +1,11 @@
 #!/usr/bin/env python3
-"""Measure what docs/benchmarks.md states: exactness, retrieval beyond training, speed, memory.
+"""Measure what `infllm bench` and `infllm eval` do not: text that fits costs nothing more; what slots cost.
 
-The method and plain llama.cpp run in one process with the same library and threads; what is compared is run
-alternately and medians are given. Everything is printed as Markdown and kept as JSON lines, so parts can be
-run one by one.
+What is compared runs alternately in one process, with the same library and threads; medians are given.
+Everything is printed as Markdown and kept as JSON lines.
 
     python scripts/bench.py exact
-    python scripts/bench.py speed memory --lengths 8192,32768
-    python scripts/bench.py passkey --lengths 8192,16384,32768 --depths 10
-    python scripts/bench.py passkey --plain --lengths 16384 --depths 2
-    python scripts/bench.py slots --lengths 8192 -t 1
+    python scripts/bench.py slots -t 1
 """
 
 from __future__ import annotations
@@ -32,7 +28,6 @@ import numpy as np
 
 from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.models import fetch
-from infllm_cpp.passkey import is_right, make_passkey_prompt
 
 
 def prose(llm: Llama, n_tokens: int) -> list[int]:
@@ -104,74 +99,11 @@ def bench_exact(args: argparse.Namespace, report: Callable[..., None]) -> None:
         report("exact", what="logits", n_tokens=n_prompt + n_decode, greedy_same=same, max_abs_diff=diff)
 
 
-def bench_speed(args: argparse.Namespace, report: Callable[..., None]) -> None:
-    """Prefill and decode at depths; plain llama.cpp and the method in turn."""
-    for method in (True, False):
-        with load(args, max(args.lengths) + 256, method) as llm:
-            name = "method" if method else "plain"
-            tokens = prose(llm, max(args.lengths))
-            seconds, done = 0.0, 0
-            for n in sorted(args.lengths):
-                begin = time.perf_counter()
-                prefill_speed(llm, tokens[done:n], f"speed, {name}, to {n}")
-                seconds, done = seconds + time.perf_counter() - begin, n
-                speeds = []
-                for _ in range(args.repeats):
-                    speeds.append(decode_speed(llm, 16)[0])
-                    llm.truncate(n - 1)
-                    llm.eval(tokens[n - 1 : n])
-                report(
-                    "speed",
-                    memory=name,
-                    n_tokens=n,
-                    prefill_tok_s=n / seconds,
-                    decode_tok_s=statistics.median(speeds),
-                )
-
-
-def bench_memory(args: argparse.Namespace, report: Callable[..., None]) -> None:
-    with load(args, max(args.lengths) + 256, True) as llm:
-        tokens = prose(llm, max(args.lengths))
-        done = 0
-        for n in sorted(args.lengths):
-            prefill_speed(llm, tokens[done:n], f"memory, to {n}")
-            done = n
-            s = llm.stats()
-            assert s is not None
-            report(
-                "memory",
-                n_tokens=n,
-                resident_bytes=s.bytes_resident,
-                repr_bytes=s.bytes_repr,
-                store_bytes=s.bytes_store,
-                store_over_kv=s.bytes_store / s.bytes_store_kv if s.bytes_store_kv else 1.0,
-                plain_kv_bytes=n * llm.kv_bytes_per_token(),
-            )
-
-
-def bench_passkey(args: argparse.Namespace, report: Callable[..., None]) -> None:
-    name = "plain" if args.plain else "method"
-    for n in args.lengths:
-        with load(args, n + 32, not args.plain) as llm:
-            right = 0
-            # the deepest first: the next prompt begins with what is stored already
-            depths = sorted(((i + 0.5) / args.depths for i in range(args.depths)), reverse=True)
-            for i, depth in enumerate(depths):
-                tokens, key = make_passkey_prompt(llm.tokenize, n, depth, seed=i)
-                label = f"passkey {n}, {i + 1} of {args.depths}"
-                with progress(label) as update:
-                    out = llm.create_completion(tokens, max_tokens=8, temperature=0, progress=update)
-                answer = out["choices"][0]["text"]
-                right += is_right(answer, key)
-                report("passkey_answer", memory=name, n_tokens=n, depth=depth, key=key, answer=answer)
-            report("passkey", memory=name, n_tokens=n, n_right=right, n_depths=args.depths)
-
-
 def bench_slots(args: argparse.Namespace, report: Callable[..., None]) -> None:
     """What slots cost a CPU: processor time of a prompt and of the tokens after it, contexts in turn."""
-    n_prompt, n_decode = min(args.lengths), 64
+    n_prompt, n_decode = 8192, 64
     contexts = []
-    for n_slot in (16, 32, 64, 96):
+    for n_slot in args.slots:
         config = InfLLMConfig(**{**json.loads(args.infllm), "max_cached_blocks": n_slot})
         llm = Llama(args.model, n_ctx=2 * n_prompt, n_threads=args.threads, n_ubatch=512, infllm=config)
         tokens = prose(llm, n_prompt + n_decode)
@@ -202,9 +134,6 @@ def bench_slots(args: argparse.Namespace, report: Callable[..., None]) -> None:
 
 PARTS = {
     "exact": bench_exact,
-    "speed": bench_speed,
-    "memory": bench_memory,
-    "passkey": bench_passkey,
     "slots": bench_slots,
 }
 
@@ -216,12 +145,13 @@ def main() -> None:
     parser.add_argument("parts", nargs="+", choices=PARTS)
     parser.add_argument("-m", "--model", type=Path, default=None, help="GGUF model; default: the demo model")
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument(
-        "--lengths", type=lambda s: [int(x) for x in s.split(",")], default=[8192, 16384, 32768]
-    )
-    parser.add_argument("--depths", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--plain", action="store_true", help="passkey with plain llama.cpp")
+    parser.add_argument(
+        "--slots",
+        type=lambda s: [int(x) for x in s.split(",")],
+        default=[4, 8, 16, 32, 64],
+        help="values of max_cached_blocks, not below topk (default: 4,8,16,32,64)",
+    )
     parser.add_argument("--infllm", default="{}", help='parameters of the method, JSON: {"topk": 8}')
     parser.add_argument("--json", type=Path, default=Path("bench.jsonl"), help="JSON lines are appended here")
     args = parser.parse_args()
