@@ -18,7 +18,7 @@ from infllm_cpp.evaluation import report
 from infllm_cpp.evaluation.methods import load_method
 from infllm_cpp.evaluation.prose import load_prose, sentences
 from infllm_cpp.evaluation.runner import Plan, perplexity, read_results, run
-from infllm_cpp.evaluation.tasks import RETRIEVAL, Haystack
+from infllm_cpp.evaluation.tasks import RETRIEVAL, Haystack, Question
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +65,12 @@ def test_a_sample(haystack: Haystack, shared_llm: Llama, task: str, n_tokens: in
                 place = text.index(question.answer) / len(text)
                 assert place < 0.4 if depth < 0.5 else place > 0.6
     assert len(samples[0.1].questions) == (4 if task == "multi-needle" else 1)
+
+
+def test_an_answer_is_right_if_the_fact_is_in_it() -> None:
+    question = Question([], "ramen")
+    assert question.is_right(" a bowl of Ramen.")
+    assert not question.is_right(" a bowl of sushi.")
 
 
 def test_too_short_for_the_facts(haystack: Haystack) -> None:
