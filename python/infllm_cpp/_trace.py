@@ -65,8 +65,11 @@ def report(
     trace: Annotated[Path, typer.Argument(help="What `infllm trace record` wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),
     slots: Annotated[
-        str, typer.Option(help="Slots per layer to simulate, separated by commas.")
-    ] = "16,24,32,48,64,96,128",
+        str | None,
+        typer.Option(
+            help="Slots per layer to simulate, separated by commas.", show_default="from topk to 8 times topk"
+        ),
+    ] = None,
 ) -> None:
     """Analyse a trace: tables on stdout, the same with figures in an HTML file.
 
@@ -76,12 +79,12 @@ def report(
 
         infllm trace report out.trace
 
-        infllm trace report out.trace -o report.html --slots 16,32,64
+        infllm trace report out.trace -o report.html --slots 4,8,16
     """
     from ._trace_analysis import analyse
     from ._trace_report import parse_slots, print_report, write_report
 
-    n_slots = parse_slots(slots)
+    n_slots = None if slots is None else parse_slots(slots)
     with term.console.status("simulating caches"):
         analysis = analyse(read_trace(trace), n_slots)
     print_report(analysis)

@@ -33,7 +33,7 @@ POLICIES = {
     "Cacheus": "Cacheus",
     "Belady": "Belady (optimum)",
 }
-N_SLOTS = (16, 24, 32, 48, 64, 96, 128)
+SLOTS_PER_SELECTED = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)  # slots to simulate: these times topk
 LAGS = (1, 2, 4, 8, 16, 32, 64, 128)  # steps
 WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # steps
 LEADS = (1, 2, 4)  # layers
@@ -160,7 +160,7 @@ class Simulation:
 
 def simulate(
     selected: IntArray,
-    n_slots: Sequence[int] = N_SLOTS,
+    n_slots: Sequence[int],
     policies: Sequence[str] = tuple(POLICIES),
     probe: IntArray | None = None,
     n_slot_probe: int = 1,
@@ -418,8 +418,14 @@ class Analysis:
     phases: list[Phase]
 
 
-def analyse(trace: Trace, n_slots: Sequence[int] = N_SLOTS) -> Analysis:
-    """Analyse a trace; the slots of the run that was recorded are added to `n_slots`.
+def analyse(trace: Trace, n_slots: Sequence[int] | None = None) -> Analysis:
+    """Analyse a trace.
+
+    Parameters
+    ----------
+    n_slots : sequence of int or None
+        Slots per layer to simulate; those of the run that was recorded are added. ``None``: from `topk` to
+        8 times as many.
 
     Raises
     ------
@@ -428,6 +434,8 @@ def analyse(trace: Trace, n_slots: Sequence[int] = N_SLOTS) -> Analysis:
     """
     selected = trace.selected
     n_slot = int(trace.header.infllm.get("max_cached_blocks") or selected.shape[2])
+    if n_slots is None:
+        n_slots = [int(factor * selected.shape[2]) for factor in SLOTS_PER_SELECTED]
     n_slots = tuple(sorted({*n_slots, n_slot}))
     simulation = simulate(selected, n_slots, probe=probes(selected), n_slot_probe=n_slot)
 

@@ -376,10 +376,11 @@ def test_the_report_has_tables_and_figures(
 
 
 @pytest.mark.usefixtures("libcachesim")
-def test_a_trace_of_decoding_alone_is_reported(tmp_path: Path) -> None:
+def test_a_trace_of_decoding_alone_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "t.trace", *(Event(il, pos, [pos, 9]) for pos in (1, 2) for il in range(3)))
-    _trace.report(path, tmp_path / "report.html", slots="2")
+    _trace.report(path, tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "| slots | 2 | 3 | 4 | 6 | 8 | 12 | 16 |" in capsys.readouterr().out  # multiples of the selection
 
 
 def command() -> typer.Typer:
