@@ -128,7 +128,9 @@ def evaluate(
         str,
         typer.Option(help="full (plain llama.cpp), infllm, streaming (init tokens and local window alone)."),
     ] = "full,infllm,streaming",
-    lengths: Annotated[str, typer.Option(help="Lengths of the texts, tokens.")] = "4096,8192",
+    lengths: Annotated[
+        str, typer.Option(help="Lengths of the contexts, tokens: a text with its question and answer.")
+    ] = "4096,8192",
     depths: Annotated[int, typer.Option(help="Places of the fact, evenly spaced.")] = 5,
     samples: Annotated[int, typer.Option(help="Texts for each length and place.")] = 1,
     task_seed: Annotated[int, typer.Option("--seed", help="Decides the texts.")] = 0,

@@ -21,7 +21,7 @@ from .prose import load_prose
 from .tasks import RETRIEVAL, Haystack, Question
 
 BUCKET = 2048  # tokens of a bucket of perplexity
-_N_EXTRA = 256  # tokens of room for a question and its answer
+_N_ANSWER = 32  # most tokens of an answer
 
 Result = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -29,7 +29,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to run. `depths` is a number of depths, evenly spaced from 0 to 1, seen at their middles."""
+    """What to run.
+
+    `lengths` are tokens of a context, which text, question and answer fill together: those of the training
+    length are within it. `depths` is a number of depths, evenly spaced from 0 to 1, seen at their middles.
+    """
 
     model: Path
     tasks: Sequence[str]
@@ -135,7 +139,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
                 if llm is not None:
                     llm.close()
                 method, config, length = context
-                llm = load_method(method, plan.model, length + _N_EXTRA, config, **plan.options)
+                llm = load_method(method, plan.model, length, config, **plan.options)
                 haystack = Haystack(llm.tokenize, prose)
                 current = context
             assert llm is not None and haystack is not None
@@ -156,7 +160,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
                 tokens = haystack.begin + text[-(length - 1) :]
                 result["buckets"], result["last"] = perplexity(llm, tokens, update)
             else:
-                sample = RETRIEVAL[task](haystack, length, depth, seed)
+                sample = RETRIEVAL[task](haystack, length - _N_ANSWER, depth, seed)
                 result.update(ask(llm, sample.tokens, sample.questions, update))
             stats = llm.stats()
             result["seconds"] = time.perf_counter() - begin
@@ -190,7 +194,10 @@ def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: 
     for question in questions:
         expected = llm.tokenize(" " + question.answer, add_bos=False)
         completion = llm.create_completion(
-            [*tokens, *question.tokens], max_tokens=len(expected) + 4, temperature=0, progress=progress
+            [*tokens, *question.tokens],
+            max_tokens=min(len(expected) + 4, _N_ANSWER),
+            temperature=0,
+            progress=progress,
         )
         answers.append(completion["choices"][0]["text"])
         speeds.append(completion["timings"]["predicted_per_second"])
