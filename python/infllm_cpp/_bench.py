@@ -73,6 +73,7 @@ def run_bench(
             f"plain_up_to = {plain_up_to} leaves {len(of_plain)} of the lengths {lengths}: "
             "at least two are needed for a line"
         )
+    options.refuse_n_ctx("--lengths")
     path, config = options.path(), options.config()
     head = {
         "date": str(date.today()),

@@ -30,6 +30,7 @@ def run_demo(options: RunOptions, n_tokens: int, depth: float, seed: int) -> Non
     """Hide a pass key, ask for it, print what came out."""
     out = term.results_console()
 
+    options.refuse_n_ctx("--n-tokens")
     if not options.no_infllm:
         with dataclasses.replace(options, n_ctx=n_tokens + _N_ANSWER).load() as llm:
             n_ctx_train = llm.n_ctx_train()

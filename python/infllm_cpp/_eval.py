@@ -110,8 +110,9 @@ def run_eval(
     base = options.config()
     if base is None:
         raise ValueError("--no-infllm has no use here: choose with --methods full")
+    options.refuse_n_ctx("--lengths")
     model_options = options.llama_options()
-    model_options.pop("n_ctx")
+    del model_options["n_ctx"]
     plan = Plan(
         model=options.path(),
         tasks=parse_list("task", ",".join(tasks), TASKS) or ["passkey"],

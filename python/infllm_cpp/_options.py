@@ -178,6 +178,11 @@ class RunOptions(ModelOptions):
             "verbose": self.verbose,
         }
 
+    def refuse_n_ctx(self, instead: str) -> None:
+        """Raise ValueError for --n-ctx, where the option `instead` says how long contexts are."""
+        if self.n_ctx is not None:
+            raise ValueError(f"n_ctx = {self.n_ctx} has no use here: contexts are as long as {instead} says")
+
     def load(self) -> Llama:
         """Make the model and its context."""
         return Llama(self.path(), infllm=self.config(), **self.llama_options())

@@ -14,10 +14,11 @@ import pytest
 
 from conftest import Run, interrupt
 
-SMALL_OPTIONS = [
-    *("--n-ctx", "1024", "--n-batch", "128", "--n-init", "32", "--n-local", "256", "--block-size", "32"),
+SMALL_MEMORY = [
+    *("--n-batch", "128", "--n-init", "32", "--n-local", "256", "--block-size", "32"),
     *("--topk", "8", "--max-cached-blocks", "8", "--repr-topk", "4", "--n-score", "16"),
 ]
+SMALL_OPTIONS = ["--n-ctx", "1024", *SMALL_MEMORY]
 GREEDY = ["--temperature", "0"]
 
 
@@ -221,7 +222,7 @@ def test_fetch_prints_the_path(infllm: Run, model_path: Path) -> None:
 
 
 def test_demo_finds_the_pass_key(infllm: Run) -> None:
-    result = infllm("demo", "--n-tokens", "1000", "--seed", "3", *SMALL_OPTIONS[2:])
+    result = infllm("demo", "--n-tokens", "1000", "--seed", "3", *SMALL_MEMORY)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("(right)") == 2
     assert "K and V resident" in result.stdout
@@ -278,7 +279,7 @@ def test_bench(infllm: Run, tmp_path: Path) -> None:
     text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
     output, picture = tmp_path / "bench.jsonl", tmp_path / "speed.png"
     args = ["--lengths", "300,1000", "--n-decode", "2", "--repeats", "2", "--text", str(text)]
-    result = infllm("bench", *args, *SMALL_OPTIONS, "-o", str(output), "--plot", str(picture))
+    result = infllm("bench", *args, *SMALL_MEMORY, "-o", str(output), "--plot", str(picture))
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert [(row["memory"], row["n_tokens"]) for row in rows] == [
@@ -298,11 +299,11 @@ def test_bench_fits_a_line_to_plain(infllm: Run, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
     args = ["--n-decode", "1", "--repeats", "1", "--text", str(text), "--plain-up-to", "400"]
-    result = infllm("bench", "--lengths", "200,400,700", *args, *SMALL_OPTIONS)
+    result = infllm("bench", "--lengths", "200,400,700", *args, *SMALL_MEMORY)
     assert result.returncode == 0, result.stderr
     assert "plain llama.cpp *" in result.stdout
     assert re.search(r"\* plain llama\.cpp: \S+ ms \+ \S+ µs per token of context", result.stdout)
 
-    result = infllm("bench", "--lengths", "200,700", *args, *SMALL_OPTIONS)
+    result = infllm("bench", "--lengths", "200,700", *args, *SMALL_MEMORY)
     assert result.returncode == 1
     assert result.stderr.startswith("error: plain_up_to = 400 leaves 1 of the lengths [200, 700]")

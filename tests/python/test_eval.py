@@ -246,3 +246,7 @@ def test_the_command(
     failed = infllm("eval", "haystack")
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: task = 'haystack' is unknown")
+
+    failed = infllm("eval", "--n-ctx", "4096")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: n_ctx = 4096 has no use here")
