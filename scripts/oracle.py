@@ -24,8 +24,9 @@ import numpy as np
 
 from infllm_cpp import InfLLMConfig, Llama, TraceEvent
 from infllm_cpp.evaluation.prose import load_prose
-from infllm_cpp.evaluation.tasks import RETRIEVAL, Haystack, Question
+from infllm_cpp.evaluation.tasks import Haystack, Question, fill
 from infllm_cpp.models import fetch
+from infllm_cpp.passkey import is_right
 
 KINDS = ("own", "forced", "late")
 
@@ -87,7 +88,7 @@ def main() -> None:
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--task", choices=("needle", "multi-needle"), default="needle")
     parser.add_argument("--lengths", type=lambda s: [int(x) for x in s.split(",")], default=[16384])
-    parser.add_argument("--depths", type=int, default=10, help="texts, each with its fact at another depth")
+    parser.add_argument("--depths", type=int, default=10, help="texts; needles are at another depth in each")
     parser.add_argument("--n-ubatch", type=int, default=512)
     parser.add_argument("--infllm", default="{}", help='parameters of the method, JSON: {"topk": 8}')
     args = parser.parse_args()
@@ -99,7 +100,7 @@ def main() -> None:
         right = dict.fromkeys(KINDS, 0)
         with Llama(
             args.model or fetch(),
-            n_ctx=length + 256,
+            n_ctx=length,
             n_threads=args.threads,
             n_ubatch=args.n_ubatch,
             infllm=config,
@@ -107,13 +108,13 @@ def main() -> None:
             haystack = Haystack(llm.tokenize, load_prose())
             for seed in reversed(range(args.depths)):  # the deepest first: the next text begins alike
                 depth = (seed + 0.5) / args.depths
-                sample = RETRIEVAL[args.task](haystack, length, depth, seed)
+                sample = fill(args.task, haystack, length, depth, seed)
                 llm.create_completion(sample.tokens, max_tokens=1, temperature=0)
                 llm.truncate(len(sample.tokens))
                 for question in sample.questions:
                     found, block = answers(llm, sample.tokens, question)
                     for kind, text in found.items():
-                        right[kind] += question.is_right(text)
+                        right[kind] += is_right(text, question.answer)
                     cells = [found[kind].split("\n")[0] for kind in KINDS]
                     print(
                         f"| {length} | {seed} | {question.answer} | {' | '.join(cells)} | {block} |",

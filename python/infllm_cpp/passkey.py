@@ -68,5 +68,5 @@ def make_passkey_prompt(
 
 
 def is_right(answer: str, key: str) -> bool:
-    """True if an answer begins with the pass key."""
-    return answer.strip().startswith(key)
+    """True if an answer begins with the pass key, or what else was asked for, in any case of letters."""
+    return answer.strip().lower().startswith(key.lower())

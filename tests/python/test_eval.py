@@ -7,6 +7,7 @@ import json
 import math
 import pydoc_data.topics
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ import pytest
 from conftest import SMALL, Run
 from infllm_cpp import Llama
 from infllm_cpp._eval import parse_list, parse_numbers, parse_sweep
-from infllm_cpp.evaluation import report
+from infllm_cpp.evaluation import report, runner
 from infllm_cpp.evaluation.methods import load_method
 from infllm_cpp.evaluation.prose import load_prose, sentences
 from infllm_cpp.evaluation.runner import Plan, perplexity, read_results, run
-from infllm_cpp.evaluation.tasks import RETRIEVAL, Haystack, Question
+from infllm_cpp.evaluation.tasks import N_ANSWER, RETRIEVAL, Haystack, fill
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +68,27 @@ def test_a_sample(haystack: Haystack, shared_llm: Llama, task: str, n_tokens: in
     assert len(samples[0.1].questions) == (4 if task == "multi-needle" else 1)
 
 
-def test_an_answer_is_right_if_the_fact_is_in_it() -> None:
-    question = Question([], "ramen")
-    assert question.is_right(" a bowl of Ramen.")
-    assert not question.is_right(" a bowl of sushi.")
+@pytest.mark.parametrize("task", RETRIEVAL)
+def test_text_question_and_answer_fill_a_context(haystack: Haystack, task: str) -> None:
+    sample = fill(task, haystack, 600, 0.5, 0)
+    n_tokens = [len(sample.tokens) + len(question.tokens) for question in sample.questions]
+    assert 500 <= max(n_tokens) <= 600 - N_ANSWER
+
+
+def test_contexts_are_as_long_as_the_lengths(
+    monkeypatch: pytest.MonkeyPatch, model_path: Path, prose: Path, tmp_path: Path
+) -> None:
+    # no longer: positions are true up to the training length alone
+    made = []
+
+    def make(method: str, path: Path, n_ctx: int, *args: Any, **options: Any) -> Llama:
+        made.append(n_ctx)
+        return load_method(method, path, n_ctx, *args, **options)
+
+    monkeypatch.setattr(runner, "load_method", make)
+    plan = Plan(model_path, ["needle", "perplexity"], ["infllm"], [300, 512], depths=1, text=prose)
+    assert len(run(plan, tmp_path / "results.jsonl")) == 4
+    assert made == [300, 512]
 
 
 def test_too_short_for_the_facts(haystack: Haystack) -> None:

@@ -37,4 +37,5 @@ def test_bad_arguments(llm: Llama) -> None:
 
 def test_an_answer_is_right_only_if_it_begins_with_the_key() -> None:
     assert is_right(" 12345. Remember", "12345")
+    assert is_right(" Ramen.", "ramen")
     assert not is_right("not 12345", "12345")

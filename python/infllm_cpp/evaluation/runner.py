@@ -16,12 +16,12 @@ import numpy as np
 
 from ..config import InfLLMConfig
 from ..llama import Llama, ProgressCallback
+from ..passkey import is_right
 from .methods import load_method
 from .prose import load_prose
-from .tasks import RETRIEVAL, Haystack, Question
+from .tasks import N_ANSWER, Haystack, Question, fill
 
 BUCKET = 2048  # tokens of a bucket of perplexity
-_N_ANSWER = 32  # most tokens of an answer
 
 Result = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -160,7 +160,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
                 tokens = haystack.begin + text[-(length - 1) :]
                 result["buckets"], result["last"] = perplexity(llm, tokens, update)
             else:
-                sample = RETRIEVAL[task](haystack, length - _N_ANSWER, depth, seed)
+                sample = fill(task, haystack, length, depth, seed)
                 result.update(ask(llm, sample.tokens, sample.questions, update))
             stats = llm.stats()
             result["seconds"] = time.perf_counter() - begin
@@ -195,13 +195,13 @@ def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: 
         expected = llm.tokenize(" " + question.answer, add_bos=False)
         completion = llm.create_completion(
             [*tokens, *question.tokens],
-            max_tokens=min(len(expected) + 4, _N_ANSWER),
+            max_tokens=min(len(expected) + 4, N_ANSWER),
             temperature=0,
             progress=progress,
         )
         answers.append(completion["choices"][0]["text"])
         speeds.append(completion["timings"]["predicted_per_second"])
-    right = [question.is_right(answer) for answer, question in zip(answers, questions, strict=True)]
+    right = [is_right(answer, question.answer) for answer, question in zip(answers, questions, strict=True)]
     return {
         "n_right": sum(right),
         "n_asked": len(right),
