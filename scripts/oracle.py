@@ -7,7 +7,7 @@ Answers of three kinds to the same question about the same text:
     forced   the blocks that hold the fact asked for, while the question is read and answered
     late     the same from the last token of the question on
 
-Blocks that were selected before stay in the other slots.
+The rest of `topk` are the most recent blocks; blocks that were selected before may stay in the other slots.
 
     python scripts/oracle.py --lengths 16384 --depths 10
     python scripts/oracle.py --infllm '{"search": "queries", "topk": 12, "max_cached_blocks": 12}'
@@ -39,7 +39,7 @@ def fact_blocks(config: InfLLMConfig, tokens: list[int], fact: list[int], n_stor
 
 
 def select(llm: Llama, blocks: list[int] | None) -> None:
-    """From now on these blocks are selected in all layers; None: those with the best scores."""
+    """From now on select these blocks and the most recent in all layers; None: those with the best scores."""
     chosen = np.zeros((0, 1, 1)) if blocks is None else np.reshape(blocks, (1, 1, -1))
     llm._ctx.set_replay(chosen.astype(np.int32))
 
