@@ -10,6 +10,7 @@ import pytest
 
 from conftest import SMALL
 from infllm_cpp import InfLLMConfig, Llama, TraceEvent
+from infllm_cpp._sizes import repr_bytes
 
 TEXT = (
     "The memory of a language model is its key-value cache. Most of a long text is not needed to "
@@ -52,6 +53,18 @@ def test_automatic_values_are_filled_in(model_path: Path) -> None:
         config = llm.infllm
         assert config is not None
         assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("queries", 1, 4, 32)
+
+
+@pytest.mark.parametrize(
+    ("search", "scores"), [("keys", "linear"), ("queries", "linear"), ("queries", "published")]
+)
+def test_representative_keys_take_what_info_says(model_path: Path, search: str, scores: str) -> None:
+    config = InfLLMConfig(n_local=256, search=search, scores=scores)
+    with Llama(model_path, n_ctx=16384, infllm=config) as llm:
+        stats = llm.stats()
+        assert llm.infllm is not None and stats is not None
+        expected = repr_bytes(llm._model, llm.infllm._to_params(), 16384, n_cells=4096)
+        assert stats.bytes_repr == expected
 
 
 def test_what_is_not_resident_is_found(llm: Llama, passkey: tuple[list[int], str]) -> None:
