@@ -21,7 +21,8 @@ struct relevance_scratch {
 //
 //   score [n_sub][n_row]  n_row >= n_block*n_repr
 //
-// The best of its representative keys counts for a block: keep_best() puts it where the first one was.
+// The best of its representative keys counts for a block: keep_best() puts it where the first one was. Where words like the
+// current ones stood is less than what came after them: with `after`, the last representative key of the block before counts, too.
 struct repr_scores {
     float * score;
 
@@ -33,9 +34,12 @@ struct repr_scores {
     INFLLM_PORTABLE float & best(uint32_t sub, uint32_t block) const { return score[uint64_t(sub)*n_row + block*n_repr]; }
 
     template <typename Group>
-    INFLLM_PORTABLE void keep_best(const Group & g) const {
+    INFLLM_PORTABLE void keep_best(const Group & g, bool after) const {
         for (uint32_t i = g.rank(); i < n_sub*n_block; i += g.size()) {
             float * x = &best(i/n_block, i%n_block);
+            if (after && n_repr > 1 && i%n_block > 0) {
+                x[0] = fmaxf(x[0], x[-1]); // not written by the block before, which has more than one
+            }
             for (uint32_t r = 1; r < n_repr; ++r) {
                 x[0] = x[r] > x[0] ? x[r] : x[0];
             }
@@ -50,7 +54,7 @@ struct repr_scores {
 //   out [n_block]
 template <typename Group>
 INFLLM_PORTABLE void block_relevance(const Group & g, const repr_scores & s, float * out) {
-    s.keep_best(g);
+    s.keep_best(g, false);
     for (uint32_t b = g.rank(); b < s.n_block; b += g.size()) {
         float best = s.best(0, b);
         for (uint32_t i = 1; i < s.n_sub; ++i) {
@@ -73,7 +77,7 @@ INFLLM_PORTABLE void block_relevance(
     constexpr uint32_t N_LANE = relevance_scratch::N_LANE;
     constexpr uint32_t N_PART = 16; // lanes that are summed up together
 
-    s.keep_best(g);
+    s.keep_best(g, true);
 
     for (uint32_t sub0 = 0; sub0 < s.n_sub; sub0 += relevance_scratch::N_SUB) {
         const uint32_t n_sub = s.n_sub - sub0 < relevance_scratch::N_SUB ? s.n_sub - sub0 : relevance_scratch::N_SUB;

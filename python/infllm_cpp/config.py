@@ -85,9 +85,10 @@ class InfLLMConfig:
         there are at most 32,768 a layer; or one in all with ``search="queries"``.
     search : {"auto", "keys", "queries"}
         What representative keys are multiplied with to score a block. ``"keys"``: the keys of the current
-        tokens, less the mean key: a block counts that holds a context like the current one (the idea of
-        kNN-LM, Khandelwal et al. 2020, arXiv 1911.00172), by the sum of the standard scores of a layer and
-        all before it. ``"queries"``: the queries of the current tokens, each layer for itself, as published.
+        tokens, less the mean key: a block counts that holds a context like the current one, or begins right
+        after it (the idea of kNN-LM, Khandelwal et al. 2020, arXiv 1911.00172), by the sum of the standard
+        scores of a layer and all before it. ``"queries"``: the queries of the current tokens, each layer for
+        itself, as published.
         ``"auto"``: keys, but queries with ``scores="published"``.
 
     Raises

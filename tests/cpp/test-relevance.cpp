@@ -40,9 +40,9 @@ struct layer_scores {
         }
     }
 
-    float best(uint32_t s, uint32_t b) const {
+    float best(uint32_t s, uint32_t b, bool after = false) const {
         const float * row = data.data() + s*n_row + b*n_repr;
-        return *std::max_element(row, row + n_repr);
+        return *std::max_element(row - (after && b > 0 && n_repr > 1), row + n_repr);
     }
 
     repr_scores view() { return { data.data(), n_block, n_repr, n_row, n_sub }; }
@@ -118,7 +118,8 @@ TEST(LayersAgree, EqualsBruteForce) {
     for (uint32_t n_sub : { 1, 3, 4, 9 }) {
         for (uint32_t n_block : { 2, 13, 700 }) {
             // scores of layers are of different size, and far from 0
-            std::vector<layer_scores> layers(3, layer_scores(n_block, 2, n_sub));
+            const uint32_t n_repr = n_block == 2 ? 1 : 3;
+            std::vector<layer_scores> layers(3, layer_scores(n_block, n_repr, n_sub));
             for (size_t il = 0; il < layers.size(); ++il) {
                 const float scale = std::pow(10.0f, float(il));
                 layers[il].fill([&](uint32_t, uint32_t) { return scale*(normal(rng) + 100.0f); });
@@ -131,13 +132,13 @@ TEST(LayersAgree, EqualsBruteForce) {
                     double mean = 0.0;
                     double var  = 0.0;
                     for (uint32_t b = 0; b < n_block; ++b) {
-                        mean += double(l.best(s, b))/n_block;
+                        mean += double(l.best(s, b, true))/n_block;
                     }
                     for (uint32_t b = 0; b < n_block; ++b) {
-                        var += std::pow(double(l.best(s, b)) - mean, 2.0)/n_block;
+                        var += std::pow(double(l.best(s, b, true)) - mean, 2.0)/n_block;
                     }
                     for (uint32_t b = 0; b < n_block; ++b) {
-                        sum[b] += std::pow(std::max(double(l.best(s, b)) - mean, 0.0), 2.0)/var;
+                        sum[b] += var > 0.0 ? std::pow(std::max(double(l.best(s, b, true)) - mean, 0.0), 2.0)/var : 0.0;
                     }
                 }
                 for (uint32_t b = 0; b < n_block; ++b) {
@@ -151,6 +152,16 @@ TEST(LayersAgree, EqualsBruteForce) {
             }
         }
     }
+}
+
+// words like the current ones end a block: what came after them is in the next one
+TEST(LayersAgree, FindWhatCameAfter) {
+    layer_scores scores(40, 4, 1);
+    scores.fill([](uint32_t, uint32_t r) { return r == 4*7 + 3 ? 5.0f : float(r%3)*0.1f; });
+
+    const auto out = relevance(std::vector<layer_scores>{ scores });
+    EXPECT_EQ(out[7], out[8]);
+    EXPECT_EQ(std::count(out.begin(), out.end(), *std::max_element(out.begin(), out.end())), 2);
 }
 
 // a block that is never the best in one layer, but among the best in all of them

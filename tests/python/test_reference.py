@@ -130,6 +130,8 @@ def test_search_by_keys_is_that_of_the_reference(float_path: Path, model: Model,
 
     alone = run_reference(model, tokens, BUDGET, replace(OURS_BY_KEYS, agree="layer"), 0)
     assert compare(ours, alone, N_TOKENS, BUDGET).overlap < 0.9
+    here = run_reference(model, tokens, BUDGET, replace(OURS_BY_KEYS, after="none"), 0)
+    assert compare(ours, here, N_TOKENS, BUDGET).overlap < 0.95
 
 
 def test_positions_of_slots_are_those_of_the_reference(

@@ -82,6 +82,9 @@ class Switches:
         With ``"keys"``, who scores a block. ``"layer"``: each layer for itself. ``"layers"``: every third
         layer and all such before it, by the sum of the squares of their standard scores over the blocks, as
         far as these are positive, for each mean of keys; the layers between follow them.
+    after : {"none", "last"}
+        With ``"keys"``, whether the last of several representative keys of the block before counts for a
+        block, too: ``"last"``.
     window : {"once", "twice"}
         With positions of the paper. ``"once"``: every token is attended once. ``"twice"``: as the authors'
         code masks the tokens that are in no block yet. It hands those outside the local window of the *last*
@@ -99,12 +102,13 @@ class Switches:
     window: Literal["once", "twice"] = "once"
     search: Literal["queries", "keys"] = "queries"
     agree: Literal["layer", "layers"] = "layer"
+    after: Literal["none", "last"] = "none"
 
 
 PUBLISHED = Switches()
 OURS = Switches("linear", "blocks", "kv", "several", "best", "resident", "true")
 """With ``search = "queries"``."""
-OURS_BY_KEYS = replace(OURS, search="keys", agree="layers")
+OURS_BY_KEYS = replace(OURS, search="keys", agree="layers", after="last")
 
 
 @dataclass(frozen=True)
@@ -377,7 +381,10 @@ class LayerMemory:
         reps = reps / np.sqrt((reps**2).sum(axis=(2, 3), keepdims=True))
         ends = range(p1, p0, -n)
         means = np.stack([self.k[end - n : end].mean(axis=0) - self.mean for end in ends])
-        res: Floats = np.einsum("sgd,brgd->sbr", means, reps, optimize=True).max(axis=-1)
+        scores: Floats = np.einsum("sgd,brgd->sbr", means, reps, optimize=True)
+        res: Floats = scores.max(axis=-1)
+        if self.switches.after == "last" and self.n_repr > 1:
+            res[:, 1:] = np.maximum(res[:, 1:], scores[:, :-1, -1])
         return res
 
     def choose(self, q: Floats, p0: int, agreed: Agreed) -> tuple[list[int], Floats | None]:
