@@ -233,11 +233,8 @@ bool llama_infllm_params_resolve(
         res.topk = std::clamp<int64_t>(n_ctx_train/32/res.block_size, 1, 16);
         res.topk = std::min<int64_t>(res.topk, res.max_cached_blocks > 0 ? res.max_cached_blocks : n_slot_max);
     }
-    if (res.attend == LLAMA_INFLLM_ATTEND_TOPK && res.max_cached_blocks == 0) {
-        res.max_cached_blocks = res.topk;
-    }
     if (res.max_cached_blocks == 0) {
-        res.max_cached_blocks = std::max<int64_t>(res.topk, std::min<int64_t>(2*res.topk, n_slot_max));
+        res.max_cached_blocks = res.topk;
     }
     if (res.topk > res.max_cached_blocks) {
         return fail(::format("topk = %u is larger than max_cached_blocks = %u: every selected block needs a slot",

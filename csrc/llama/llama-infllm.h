@@ -61,8 +61,7 @@ struct llama_infllm_params {
     uint32_t block_size;        // tokens of a block
     uint32_t topk;              // blocks selected per layer for every ubatch; 0: n_ctx_train/32 tokens, at most 16 blocks, and
                                 //   fewer where n_ctx_train leaves no room
-    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: 2*topk, fewer where n_ctx_train leaves no room;
-                                //   with attend = topk exactly topk
+    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: topk
     uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4
                                 //   with search = queries
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 16, with

@@ -73,7 +73,7 @@ class ModelOptions:
             default="a 32nd of the training length, at most 16 blocks",
         ),
     ] = _default.topk
-    max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="2 * topk")] = (
+    max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="topk")] = (
         _default.max_cached_blocks
     )
     repr_topk: Annotated[

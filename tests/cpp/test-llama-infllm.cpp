@@ -893,7 +893,7 @@ TEST_F(Infllm, AutomaticValuesAreResolved) {
 
     ASSERT_TRUE(llama_infllm_params_resolve(model.get(), &cprm, &prm)) << llama_infllm_last_error();
     EXPECT_GE(prm.n_local, cprm.n_ubatch);
-    EXPECT_GE(prm.max_cached_blocks, prm.topk);
+    EXPECT_EQ(prm.max_cached_blocks, prm.topk);
     EXPECT_EQ(prm.position, LLAMA_INFLLM_POSITION_TRUE); // n_ctx is below the training length
 
     prm = small_params(LLAMA_INFLLM_POSITION_AUTO);
