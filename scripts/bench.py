@@ -76,7 +76,7 @@ def decode_speed(llm: Llama, n: int) -> tuple[float, list[int], list[Any]]:
 
 def bench_exact(args: argparse.Namespace, report: Callable[..., None]) -> None:
     """Text that fits the resident buffer: the same logits, and nothing slower."""
-    n_prompt, n_decode = 2048, 64
+    n_prompt, n_decode = 1792, 64
     # a context that could outgrow the resident buffer, so that all of the method is in the graph
     with load(args, 32768, True) as on, load(args, 4096, False) as off:
         tokens = prose(on, n_prompt)
@@ -93,6 +93,10 @@ def bench_exact(args: argparse.Namespace, report: Callable[..., None]) -> None:
                 decode[method].append(speed)
             same &= out[True][0] == out[False][0]
             diff = max(diff, float(np.abs(np.array(out[True][1]) - np.array(out[False][1])).max()))
+        s = on.stats()
+        assert s is not None
+        if s.n_blocks:
+            sys.exit(f"{n_prompt + n_decode} tokens do not fit the resident buffer: use a larger n_local")
         for what, speeds in (("prefill", prefill), ("decode", decode)):
             a, b = statistics.median(speeds[True]), statistics.median(speeds[False])
             report("exact", what=what, n_tokens=n_prompt, method_tok_s=a, plain_tok_s=b, ratio=a / b)

@@ -239,9 +239,7 @@ def replay(args: argparse.Namespace, report: Report) -> None:
     selections = trace.selected  # [n_step, n_layer, topk]
     depth = int(trace.pos[-1])
     path = model(args, args.shape, args.weights)
-    config = InfLLMConfig(
-        topk=selections.shape[2], max_cached_blocks=2 * selections.shape[2], paging="device"
-    )
+    config = InfLLMConfig(topk=selections.shape[2], paging="device")
     with load(args, path, args.n_ctx, infllm=config) as llm:
         llm.eval(tokens(depth))
         for name, steps in (("random weights select", selections[:0]), ("real selections", selections)):

@@ -53,8 +53,8 @@ class InfLLMConfig:
         Blocks selected per layer for every ubatch. ``None``: a 32nd of the training length, at most 16
         blocks.
     max_cached_blocks : int or None
-        Slots per layer, at least `topk`. ``None``: `topk`. More keep the blocks of earlier selections resident,
-        which saves page-ins over a slow link, and are attended.
+        Slots per layer, at least `topk`. ``None``: `topk`. More keep blocks of earlier selections resident,
+        and attended: fewer page-ins, for a slow link.
     repr_topk : int or None
         Tokens whose keys are averaged into a representative key, at most ``block_size/n_repr``. ``None``:
         that many, or 4 with ``search="queries"``.
