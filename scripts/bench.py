@@ -91,12 +91,14 @@ def bench_exact(args: argparse.Namespace, report: Callable[..., None]) -> None:
                 prefill[method].append(prefill_speed(llm, tokens, f"exact, run {i + 1}"))
                 speed, *out[method] = decode_speed(llm, n_decode)
                 decode[method].append(speed)
+            s = on.stats()
+            if s is not None and s.n_blocks:
+                sys.exit(
+                    f"n_local is too small: {n_prompt + n_decode} tokens must fit the resident buffer, "
+                    """use a larger one, --infllm '{"n_local": 2048}'"""
+                )
             same &= out[True][0] == out[False][0]
             diff = max(diff, float(np.abs(np.array(out[True][1]) - np.array(out[False][1])).max()))
-        s = on.stats()
-        assert s is not None
-        if s.n_blocks:
-            sys.exit(f"{n_prompt + n_decode} tokens do not fit the resident buffer: use a larger n_local")
         for what, speeds in (("prefill", prefill), ("decode", decode)):
             a, b = statistics.median(speeds[True]), statistics.median(speeds[False])
             report("exact", what=what, n_tokens=n_prompt, method_tok_s=a, plain_tok_s=b, ratio=a / b)
