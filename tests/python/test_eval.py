@@ -91,6 +91,18 @@ def test_contexts_are_as_long_as_the_lengths(
     assert made == [300, 512]
 
 
+def test_keys_at_all_depths_are_asked_about_one_text(haystack: Haystack, model_path: Path) -> None:
+    plan = Plan(model_path, ["kv-retrieval"], ["infllm"], [600], depths=3, samples=2)
+    samples = [
+        fill("kv-retrieval", haystack, 600, depth, seed) for depth, seed in plan.samples_of("kv-retrieval")
+    ]
+    first, second = samples[:3], samples[3:]
+    for of_one in (first, second):
+        assert all(sample.tokens == of_one[0].tokens for sample in of_one)
+        assert len({sample.questions[0].answer for sample in of_one}) == 3
+    assert first[0].tokens != second[0].tokens
+
+
 def test_too_short_for_the_facts(haystack: Haystack) -> None:
     with pytest.raises(ValueError, match="is too small for the 4 facts to hide"):
         RETRIEVAL["multi-needle"](haystack, 40, 0.5, 0)

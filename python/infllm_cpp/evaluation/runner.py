@@ -57,8 +57,9 @@ class Plan:
         if task == "perplexity":
             return [(0.0, self.seed)]
         n_depth = 1 if task == "multi-needle" else self.depths
+        n_text = 1 if task == "kv-retrieval" else n_depth  # there the depth says only what is asked
         return [
-            ((i + 0.5) / n_depth, self.seed + sample * n_depth + i)
+            ((i + 0.5) / n_depth, self.seed + sample * n_text + i % n_text)
             for sample in range(self.samples)
             for i in reversed(range(n_depth))
         ]

@@ -124,7 +124,10 @@ def multi_needle(haystack: Haystack, n_tokens: int, depth: float, seed: int, n: 
 
 
 def kv_retrieval(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> Sample:
-    """JSON lines of keys and values, one key asked (InfiniteBench, arXiv 2402.13718, section 3)."""
+    """JSON lines of keys and values, one key asked (InfiniteBench, arXiv 2402.13718, section 3).
+
+    `depth` is that of the asked key; the text is the same for all.
+    """
     rng = random.Random(seed)
     pairs: list[tuple[str, str]] = []
     lines: list[list[int]] = []
