@@ -32,6 +32,8 @@ class _Side:
     llm: Llama
     n_max: int
     """Longest context that it is run at, tokens."""
+    of: _Side | None = None
+    """What this side stays at the shortest context for, so that the two can be compared in turns."""
     seconds: float = 0.0  # of prefill, so far
     decode: list[float] = field(default_factory=list)  # tok/s
 
@@ -61,20 +63,22 @@ def run_bench(
         Measure plain llama.cpp with its K and V in host memory (``--no-kv-offload``) too.
     plain_up_to : int or None
         Longest context to run plain llama.cpp at, tokens. Beyond it its time per decoded token follows from
-        a line through what was measured. ``None``: run it at all.
+        a line through what was measured. ``None``: run it at all. 0: at none, measure the method alone.
     """
     for name, value in (("decode", n_decode), ("repeats", repeats)):
         if value < 1:
             raise ValueError(f"{name} = {value} is out of range: use a value from 1")
     lengths = sorted(lengths)
     of_plain = [length for length in lengths if plain_up_to is None or length <= plain_up_to]
-    if len(of_plain) < min(2, len(lengths)):
-        raise ValueError(
-            f"plain_up_to = {plain_up_to} leaves {len(of_plain)} of the lengths {lengths}: "
-            "at least two are needed for a line"
-        )
     options.refuse_n_ctx("--lengths")
     path, config = options.path(), options.config()
+    if plain_up_to == 0 and config is None:
+        raise ValueError("plain_up_to = 0 leaves nothing to measure without the memory (--no-infllm)")
+    if plain_up_to != 0 and len(of_plain) < min(2, len(lengths)):
+        raise ValueError(
+            f"plain_up_to = {plain_up_to} leaves {len(of_plain)} of the lengths {lengths}: "
+            "at least two are needed for a line, or 0 to measure the method alone"
+        )
     head = {
         "date": str(date.today()),
         "model": path.name,
@@ -84,17 +88,21 @@ def run_bench(
 
     sides: list[_Side] = []
 
-    def add(name: str, n_max: int, **kwargs: Any) -> None:
+    def add(name: str, n_max: int, of: _Side | None = None, **kwargs: Any) -> _Side:
         kwargs = {**options.llama_options(), "n_ctx": n_max + _N_EXTRA + n_decode, **kwargs}
-        sides.append(_Side(name, Llama(path, **kwargs), n_max))
+        sides.append(_Side(name, Llama(path, **kwargs), n_max, of))
+        return sides[-1]
 
     rows = []
     try:
-        add("plain llama.cpp", of_plain[-1], infllm=None)
-        if kv_on_cpu:
+        if of_plain:
+            add("plain llama.cpp", of_plain[-1], infllm=None)
+        if of_plain and kv_on_cpu:
             add("plain, K and V on the CPU", of_plain[-1], infllm=None, offload_kqv=False)
         if config is not None:
-            add("InfLLM memory", lengths[-1], infllm=config)
+            method = add("InfLLM memory", lengths[-1], infllm=config)
+            if len(lengths) > 1:
+                add("InfLLM memory, the shortest again", lengths[0], of=method, infllm=config)
         for row in _measure(sides, lengths, n_decode, repeats, load_prose(text)):
             rows.append(row)
             if output is not None:
@@ -106,7 +114,7 @@ def run_bench(
 
     if output is not None:
         term.note(f"results: {output}")
-    lines = _add_fits(rows, lengths)
+    lines = _of_shortest(rows, lengths[0]) + _add_fits(rows, lengths)
     out = term.results_console()
     out.print(_table(rows))
     for line in lines:
@@ -124,27 +132,33 @@ def _measure(
     tokens = (tokens * (lengths[-1] // len(tokens) + 1))[: lengths[-1]]
 
     for length in lengths:
-        sides = [side for side in all_sides if length <= side.n_max]
-        for side in sides:
-            with term.prefill_progress(f"{side.name}, to {length:,}") as progress:
-                begin = time.perf_counter()
-                side.llm.eval(tokens[side.llm.n_tokens : length], progress=progress.update)
-                side.seconds += time.perf_counter() - begin
+        sides = [side for side in all_sides if (length > side.n_max if side.of else length <= side.n_max)]
+        ends = [min(length, side.n_max) for side in sides]
+        for side, end in zip(sides, ends, strict=True):
+            if side.llm.n_tokens < end:
+                with term.prefill_progress(f"{side.name}, to {end:,}") as progress:
+                    begin = time.perf_counter()
+                    side.llm.eval(tokens[side.llm.n_tokens : end], progress=progress.update)
+                    side.seconds += time.perf_counter() - begin
             side.decode = []
             if side.llm.infllm is not None:
                 side.llm.reset_stats()
         for i in range(repeats):
-            for side in sides if i % 2 == 0 else reversed(sides):
+            for side, end in list(zip(sides, ends, strict=True))[:: 1 if i % 2 == 0 else -1]:
                 side.decode.append(_decode(side.llm, n_decode))
-                side.llm.truncate(length - 1)
-                side.llm.eval(tokens[length - 1 : length])
+                side.llm.truncate(end - 1)
+                side.llm.eval(tokens[end - 1 : end])
+        shortest = {id(side.of): statistics.median(side.decode) for side in sides if side.of}
         for side in sides:
+            if side.of:
+                continue
             stats = side.llm.stats()
             yield {
                 "memory": side.name,
                 "n_tokens": length,
                 "prefill_tok_s": length / side.seconds,
                 "decode_tok_s": statistics.median(side.decode),
+                **({"decode_shortest_tok_s": shortest[id(side)]} if id(side) in shortest else {}),
                 "bytes_resident": stats.bytes_resident + stats.bytes_repr
                 if stats
                 else length * side.llm.kv_bytes_per_token(),
@@ -152,6 +166,19 @@ def _measure(
                 "page_ins_per_token": stats.n_page_in / (repeats * (n_decode + 1)) if stats else 0.0,
                 "peak_process_bytes": _peak_bytes(),
             }
+
+
+def _of_shortest(rows: Sequence[dict[str, Any]], length: int) -> list[str]:
+    """How decoding slows down with the context, measured in turns with a context of the shortest length."""
+    lines = []
+    for row in rows:
+        if "decode_shortest_tok_s" in row:
+            speed, shortest = row["decode_tok_s"], row["decode_shortest_tok_s"]
+            lines.append(
+                f"{row['memory']}: at {row['n_tokens']:,} tokens {speed / shortest:.2f} x as fast as at "
+                f"{length:,} (in turns with it; {shortest:.1f} tok/s)"
+            )
+    return lines
 
 
 def _add_fits(rows: list[dict[str, Any]], lengths: Sequence[int]) -> list[str]:
@@ -223,14 +250,19 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if i == 1 else "right")
     for row in sorted(rows, key=lambda row: (row["n_tokens"], "prefill_tok_s" in row)):
         plain = next(
-            r for r in rows if r["n_tokens"] == row["n_tokens"] and r["memory"].startswith("plain llama.cpp")
+            (
+                r
+                for r in rows
+                if r["n_tokens"] == row["n_tokens"] and r["memory"].startswith("plain llama.cpp")
+            ),
+            None,
         )
         table.add_row(
             f"{row['n_tokens']:,}",
             row["memory"],
             f"{row['prefill_tok_s']:.1f}" if "prefill_tok_s" in row else "",
             f"{row['decode_tok_s']:.1f}",
-            f"{row['decode_tok_s'] / plain['decode_tok_s']:.2f} x",
+            f"{row['decode_tok_s'] / plain['decode_tok_s']:.2f} x" if plain else "",
             term.format_bytes(row["bytes_resident"]),
             term.format_bytes(row["bytes_store"]),
             f"{row['page_ins_per_token']:.1f}",

@@ -183,7 +183,8 @@ def bench(
     plain_up_to: Annotated[
         int | None,
         typer.Option(
-            help="Longest context to run plain llama.cpp at; beyond it a line is fitted.", show_default="all"
+            help="Longest context to run plain llama.cpp at; beyond it a line is fitted. 0: none at all.",
+            show_default="all",
         ),
     ] = None,
     text: Annotated[
@@ -205,6 +206,8 @@ def bench(
         infllm bench -m model.gguf --lengths 8192,32768 -o bench.jsonl --plot speed.png
 
         infllm bench --lengths 8192,16384,32768,131072 --plain-up-to 32768
+
+        infllm bench --lengths 8192,131072 --plain-up-to 0
 
         infllm bench -m model.gguf --device CUDA0 --lengths 8192,131072 --no-kv-offload
     """

@@ -293,6 +293,23 @@ def test_bench(infllm: Run, tmp_path: Path) -> None:
     assert rows[1]["bytes_resident"] == rows[3]["bytes_resident"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "InfLLM memory" in result.stdout
+    # decoding at the longer context is compared with the shorter in turns
+    assert "decode_shortest_tok_s" not in rows[1]
+    ratio = rows[3]["decode_tok_s"] / rows[3]["decode_shortest_tok_s"]
+    assert f"InfLLM memory: at 1,000 tokens {ratio:.2f} x as fast as at 300" in result.stdout
+
+
+def test_bench_of_the_method_alone(infllm: Run, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog. " * 200)
+    args = ["--lengths", "200,700", "--n-decode", "1", "--repeats", "1", "--plain-up-to", "0"]
+    result = infllm("bench", *args, "--text", str(text), *SMALL_MEMORY)
+    assert result.returncode == 0, result.stderr
+    assert "InfLLM memory" in result.stdout and "plain llama.cpp" not in result.stdout
+
+    result = infllm("bench", *args, "--no-infllm")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: plain_up_to = 0 leaves nothing to measure")
 
 
 def test_bench_fits_a_line_to_plain(infllm: Run, tmp_path: Path) -> None:
