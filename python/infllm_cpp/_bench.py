@@ -32,8 +32,8 @@ class _Side:
     llm: Llama
     n_max: int
     """Longest context that it is run at, tokens."""
-    of: _Side | None = None
-    """What this side stays at the shortest context for, so that the two can be compared in turns."""
+    stays: bool = False
+    """It stays at `n_max`, the shortest context: longer ones are compared with it in turns."""
     seconds: float = 0.0  # of prefill, so far
     decode: list[float] = field(default_factory=list)  # tok/s
 
@@ -74,6 +74,8 @@ def run_bench(
     path, config = options.path(), options.config()
     if plain_up_to == 0 and config is None:
         raise ValueError("plain_up_to = 0 leaves nothing to measure without the memory (--no-infllm)")
+    if plain_up_to == 0 and kv_on_cpu:
+        raise ValueError("plain_up_to = 0 excludes --no-kv-offload, which is plain llama.cpp, too")
     if plain_up_to != 0 and len(of_plain) < min(2, len(lengths)):
         raise ValueError(
             f"plain_up_to = {plain_up_to} leaves {len(of_plain)} of the lengths {lengths}: "
@@ -88,21 +90,20 @@ def run_bench(
 
     sides: list[_Side] = []
 
-    def add(name: str, n_max: int, of: _Side | None = None, **kwargs: Any) -> _Side:
+    def add(name: str, n_max: int, stays: bool = False, **kwargs: Any) -> None:
         kwargs = {**options.llama_options(), "n_ctx": n_max + _N_EXTRA + n_decode, **kwargs}
-        sides.append(_Side(name, Llama(path, **kwargs), n_max, of))
-        return sides[-1]
+        sides.append(_Side(name, Llama(path, **kwargs), n_max, stays))
 
     rows = []
     try:
         if of_plain:
             add("plain llama.cpp", of_plain[-1], infllm=None)
-        if of_plain and kv_on_cpu:
+        if kv_on_cpu:
             add("plain, K and V on the CPU", of_plain[-1], infllm=None, offload_kqv=False)
         if config is not None:
-            method = add("InfLLM memory", lengths[-1], infllm=config)
+            add("InfLLM memory", lengths[-1], infllm=config)
             if len(lengths) > 1:
-                add("InfLLM memory, the shortest again", lengths[0], of=method, infllm=config)
+                add("InfLLM memory, the shortest again", lengths[0], stays=True, infllm=config)
         for row in _measure(sides, lengths, n_decode, repeats, load_prose(text)):
             rows.append(row)
             if output is not None:
@@ -132,7 +133,7 @@ def _measure(
     tokens = (tokens * (lengths[-1] // len(tokens) + 1))[: lengths[-1]]
 
     for length in lengths:
-        sides = [side for side in all_sides if (length > side.n_max if side.of else length <= side.n_max)]
+        sides = [side for side in all_sides if side.stays == (length > side.n_max)]
         ends = [min(length, side.n_max) for side in sides]
         for side, end in zip(sides, ends, strict=True):
             if side.llm.n_tokens < end:
@@ -148,9 +149,9 @@ def _measure(
                 side.decode.append(_decode(side.llm, n_decode))
                 side.llm.truncate(end - 1)
                 side.llm.eval(tokens[end - 1 : end])
-        shortest = {id(side.of): statistics.median(side.decode) for side in sides if side.of}
+        shortest = [statistics.median(side.decode) for side in sides if side.stays]
         for side in sides:
-            if side.of:
+            if side.stays:
                 continue
             stats = side.llm.stats()
             yield {
@@ -158,7 +159,7 @@ def _measure(
                 "n_tokens": length,
                 "prefill_tok_s": length / side.seconds,
                 "decode_tok_s": statistics.median(side.decode),
-                **({"decode_shortest_tok_s": shortest[id(side)]} if id(side) in shortest else {}),
+                **({"decode_shortest_tok_s": shortest[0]} if stats and shortest else {}),
                 "bytes_resident": stats.bytes_resident + stats.bytes_repr
                 if stats
                 else length * side.llm.kv_bytes_per_token(),
@@ -249,14 +250,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for i, name in enumerate(names):
         table.add_column(name, justify="left" if i == 1 else "right")
     for row in sorted(rows, key=lambda row: (row["n_tokens"], "prefill_tok_s" in row)):
-        plain = next(
-            (
-                r
-                for r in rows
-                if r["n_tokens"] == row["n_tokens"] and r["memory"].startswith("plain llama.cpp")
-            ),
-            None,
-        )
+        at_length = (r for r in rows if r["n_tokens"] == row["n_tokens"])
+        plain = next((r for r in at_length if r["memory"].startswith("plain llama.cpp")), None)
         table.add_row(
             f"{row['n_tokens']:,}",
             row["memory"],

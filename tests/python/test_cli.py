@@ -307,9 +307,13 @@ def test_bench_of_the_method_alone(infllm: Run, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "InfLLM memory" in result.stdout and "plain llama.cpp" not in result.stdout
 
-    result = infllm("bench", *args, "--no-infllm")
-    assert result.returncode == 1
-    assert result.stderr.startswith("error: plain_up_to = 0 leaves nothing to measure")
+    for option, error in (
+        ("--no-infllm", "leaves nothing to measure"),
+        ("--no-kv-offload", "excludes --no-kv-offload"),
+    ):
+        result = infllm("bench", *args, option)
+        assert result.returncode == 1
+        assert result.stderr.startswith(f"error: plain_up_to = 0 {error}")
 
 
 def test_bench_fits_a_line_to_plain(infllm: Run, tmp_path: Path) -> None:
