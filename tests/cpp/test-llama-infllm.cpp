@@ -1,12 +1,15 @@
 // The InfLLM memory end to end, on the model that the environment variable INFLLM_TEST_MODEL names. Budgets are small:
-// 128 resident cells, so that few tokens page.
+// 128 resident cells, so that few tokens page. Most tests are about cells and blocks: the first layers will do for them.
 
+#include "gguf.h"
 #include "llama-infllm.h"
 #include "llama.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -23,9 +26,11 @@ constexpr uint32_t N_CELLS  = 128;  // 8 init + 8 slots*8 + ring of 32 + 8 + 16
 constexpr uint32_t N_ALLOC  = 256;  // cells that are allocated: padded
 constexpr uint32_t N_END    = 16;   // 2*n_score: the end of a text is a ubatch of its own
 constexpr uint32_t N_TRAIN  = 160;  // training length of small_model: positions are shifted back within N_CTX
+constexpr uint32_t N_LAYER  = 8;    // first layers of the model, for most tests: three that search, and those that follow them
 
-// keys that are rotated there and back in F16 differ a little
-constexpr float TOL_ROTATED = 0.5f;
+// Keys that are rotated there and back in F16 differ a little: logits by 0.5, where eight other tokens in the middle of the text
+// make 6, and two stretches of 40 tokens that change places 1.2.
+constexpr float TOL_ROTATED = 0.75f;
 
 llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_POSITION_TRUE) {
     auto prm = llama_infllm_default_params();
@@ -109,6 +114,30 @@ llama_infllm_stats get_stats(const llama_context * ctx, int32_t il = -1) {
     return stats;
 }
 
+// a GGUF file with the first layers of a model alone
+void write_first_layers(const std::string & source, const std::string & target, uint32_t n_layer) {
+    ggml_context * tensors = nullptr;
+    gguf_context * in      = gguf_init_from_file(source.c_str(), { /*.no_alloc =*/ false, /*.ctx =*/ &tensors });
+    gguf_context * out     = gguf_init_empty();
+    ASSERT_TRUE(in) << "failed to read INFLLM_TEST_MODEL = " << source;
+
+    const std::string arch = gguf_get_val_str(in, gguf_find_key(in, "general.architecture"));
+    gguf_set_kv(out, in);
+    gguf_set_val_u32(out, (arch + ".block_count").c_str(), n_layer);
+    for (int64_t i = 0; i < gguf_get_n_tensors(in); ++i) {
+        const char * name = gguf_get_tensor_name(in, i);
+        uint32_t il;
+        if (sscanf(name, "blk.%u.", &il) != 1 || il < n_layer) {
+            gguf_add_tensor(out, ggml_get_tensor(tensors, name));
+        }
+    }
+    EXPECT_TRUE(gguf_write_to_file(out, target.c_str(), false)) << target;
+
+    gguf_free(out);
+    gguf_free(in);
+    ggml_free(tensors);
+}
+
 // blocks that a sequence has offloaded, had its last ubatch the positions [p0, p1)
 uint32_t n_blocks(uint32_t p0, uint32_t p1) {
     return p1 <= N_CELLS ? 0 : (p0 - 32 - 8)/8;
@@ -119,18 +148,28 @@ uint32_t n_blocks(uint32_t p0, uint32_t p1) {
 class Infllm : public testing::Test {
 protected:
     static void SetUpTestSuite() {
-        const char * path = std::getenv("INFLLM_TEST_MODEL");
-        if (!path || !*path) {
-            return;
+        const std::string path = model_path();
+        if (!path.empty()) {
+            const std::string first = testing::TempDir() + "infllm-test-" + std::to_string(getpid()) + ".gguf";
+            write_first_layers(path, first, N_LAYER);
+            load(first);
+            std::remove(first.c_str());
         }
+    }
 
+    static std::string model_path() {
+        const char * path = std::getenv("INFLLM_TEST_MODEL");
+        return path ? path : "";
+    }
+
+    static void load(const std::string & path) {
         llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr); // many tests cause errors on purpose
         llama_backend_init();
 
         auto mprm = llama_model_default_params();
         mprm.n_gpu_layers = 0;
-        model.reset(llama_model_load_from_file(path, mprm));
-        ASSERT_TRUE(model) << "failed to load INFLLM_TEST_MODEL = " << path;
+        model.reset(llama_model_load_from_file(path.c_str(), mprm));
+        ASSERT_TRUE(model) << "failed to load " << path;
 
         char arch[64] = "";
         llama_model_meta_val_str(model.get(), "general.architecture", arch, sizeof(arch));
@@ -140,7 +179,7 @@ protected:
         overrides[0].tag     = LLAMA_KV_OVERRIDE_TYPE_INT;
         overrides[0].val_i64 = N_TRAIN;
         mprm.kv_overrides = overrides;
-        small_model.reset(llama_model_load_from_file(path, mprm));
+        small_model.reset(llama_model_load_from_file(path.c_str(), mprm));
         ASSERT_TRUE(small_model);
         ASSERT_EQ(llama_model_n_ctx_train(small_model.get()), int32_t(N_TRAIN));
     }
@@ -216,9 +255,22 @@ model_ptr Infllm::small_model;
 
 class InfllmPosition : public Infllm, public testing::WithParamInterface<llama_infllm_position> {};
 
+// with all layers
+class InfllmWhole : public InfllmPosition {
+protected:
+    static void SetUpTestSuite() {
+        if (!model_path().empty()) {
+            load(model_path());
+        }
+    }
+};
+
+constexpr auto position_name = [](const auto & info) { return info.param == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm"; };
+
 INSTANTIATE_TEST_SUITE_P(Position, InfllmPosition,
-        testing::Values(LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM),
-        [](const auto & info) { return info.param == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm"; });
+        testing::Values(LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM), position_name);
+INSTANTIATE_TEST_SUITE_P(Position, InfllmWhole,
+        testing::Values(LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM), position_name);
 
 //
 // attention
@@ -246,7 +298,7 @@ TEST_P(InfllmPosition, EqualsPlainWhileItFits) {
 
 // A random text that repeats itself can only be continued by what was read one period ago. That is beyond the ring, so it has
 // to be found, paged in and attended at the right positions.
-TEST_P(InfllmPosition, ContinuesFromPagedBlocks) {
+TEST_P(InfllmWhole, ContinuesFromPagedBlocks) {
     const uint32_t n_period = 64;
     const uint32_t n_test   = 32;
 
@@ -321,7 +373,7 @@ TEST_P(InfllmPosition, PublishedScoresAreTruncatedAndCopied) {
     feed(fresh.get(), slice(tokens, 0, 70));
     EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
     EXPECT_LE(max_diff(feed(ctx.get(), more, 1), feed(fresh.get(), more)),
-            GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : 2*TOL_ROTATED);
+            GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : TOL_ROTATED);
 }
 
 TEST_P(InfllmPosition, PagesWithBoundedResidentMemory) {
@@ -738,17 +790,22 @@ TEST_P(InfllmPosition, AbortedDecodeLeavesTheLastGoodUbatch) {
     // 120: the aborted batch begins to page; 250: it goes on, and in position=infllm moves the ring
     for (const uint32_t n : { 120u, 250u }) {
         SCOPED_TRACE(n);
-        for (const int n_calls : { 400, 1000 }) {
-            SCOPED_TRACE(n_calls);
+
+        // aborted after so many calls of the callback; returns what is left of them
+        const auto decode_aborted = [&](int n_left, int expected) {
             llama_memory_clear(llama_get_memory(ctx.get()), true);
             feed(ctx.get(), slice(tokens, 0, n));
-
-            int n_left = n_calls;
             llama_set_abort_callback(ctx.get(), [](void * data) { return --*static_cast<int *>(data) < 0; }, &n_left);
-            const int rc = decode(ctx.get(), tokens.data() + n, 30);
+            EXPECT_EQ(decode(ctx.get(), tokens.data() + n, 30), expected);
             llama_set_abort_callback(ctx.get(), nullptr, nullptr);
+            return n_left;
+        };
+        const int n_calls = INT_MAX - decode_aborted(INT_MAX, 0);
+        ASSERT_GT(n_calls, 4);
 
-            ASSERT_EQ(rc, 2) << "the callback was called " << n_calls - n_left << " times";
+        for (const int quarters : { 1, 3 }) { // in the first ubatch, and in the second
+            SCOPED_TRACE(quarters);
+            decode_aborted(n_calls*quarters/4, 2);
             const uint32_t n_kept = n_tokens(ctx.get());
             ASSERT_TRUE(n_kept == n || n_kept == n + 30 - N_END) << n_kept;
             ASSERT_EQ(get_stats(ctx.get()).n_tokens, n_kept);
