@@ -12,6 +12,7 @@ The rest of `topk` are the most recent blocks; blocks that were selected before 
     python scripts/oracle.py --lengths 16384 --depths 10
     python scripts/oracle.py --infllm '{"search": "queries", "topk": 12, "max_cached_blocks": 12}'
     python scripts/oracle.py --task multi-needle --lengths 8192 --depths 5
+    python scripts/oracle.py --task kv-retrieval --lengths 2048 --n-ubatch 64 --infllm '{"n_local": 128}'
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ KINDS = ("own", "forced", "late")
 
 
 def fact_blocks(config: InfLLMConfig, tokens: list[int], fact: list[int], n_stored: int) -> list[int]:
-    """Blocks of the first `n_stored` tokens that hold the last place of `fact` in `tokens`."""
+    """Blocks of the first `n_stored` tokens that hold the last place of `fact`, or the words before it."""
     at = max(i for i in range(len(tokens)) if tokens[i : i + len(fact)] == fact)
     places = (at - 12, at, at + len(fact) - 1)
     return sorted({(i - config.n_init) // config.block_size for i in places if config.n_init <= i < n_stored})
@@ -44,7 +45,7 @@ def select(llm: Llama, blocks: list[int] | None) -> None:
     llm._ctx.set_replay(chosen.astype(np.int32))
 
 
-def answers(llm: Llama, tokens: list[int], question: Question) -> tuple[dict[str, str], str]:
+def answers(llm: Llama, task: str, tokens: list[int], question: Question) -> tuple[dict[str, str], str]:
     """The answers of every kind, and where the block of the fact was selected; `tokens` are read already."""
     config = llm.infllm
     assert config is not None
@@ -52,7 +53,7 @@ def answers(llm: Llama, tokens: list[int], question: Question) -> tuple[dict[str
     out = {}
 
     def answer(kind: str) -> None:
-        completion = llm.create_completion([*tokens, *question.tokens], max_tokens=8, temperature=0)
+        completion = llm.create_completion([*tokens, *question.tokens], max_tokens=12, temperature=0)
         out[kind] = completion["choices"][0]["text"].strip()
         select(llm, None)
         llm.truncate(n_text)
@@ -64,7 +65,8 @@ def answers(llm: Llama, tokens: list[int], question: Question) -> tuple[dict[str
     llm.set_trace(None)
     llm.truncate(n_text)
 
-    answer_tokens = llm.tokenize(" " + question.answer, add_bos=False)
+    space = "" if task == "kv-retrieval" else " "  # within a quoted value there is none
+    answer_tokens = llm.tokenize(space + question.answer, add_bos=False)
     stored = max(len(event.scores) for event in events.values()) * config.block_size + config.n_init
     fact = fact_blocks(config, tokens, answer_tokens, stored)
     if not fact:
@@ -86,7 +88,7 @@ def main() -> None:
     )
     parser.add_argument("-m", "--model", type=Path, default=None, help="GGUF model; default: the demo model")
     parser.add_argument("-t", "--threads", type=int, default=2)
-    parser.add_argument("--task", choices=("needle", "multi-needle"), default="needle")
+    parser.add_argument("--task", choices=("needle", "multi-needle", "kv-retrieval"), default="needle")
     parser.add_argument("--lengths", type=lambda s: [int(x) for x in s.split(",")], default=[16384])
     parser.add_argument("--depths", type=int, default=10, help="texts; needles are at another depth in each")
     parser.add_argument("--n-ubatch", type=int, default=512)
@@ -112,7 +114,7 @@ def main() -> None:
                 llm.create_completion(sample.tokens, max_tokens=1, temperature=0)
                 llm.truncate(len(sample.tokens))
                 for question in sample.questions:
-                    found, block = answers(llm, sample.tokens, question)
+                    found, block = answers(llm, args.task, sample.tokens, question)
                     for kind, text in found.items():
                         right[kind] += is_right(text, question.answer)
                     cells = [found[kind].split("\n")[0] for kind in KINDS]

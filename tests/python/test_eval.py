@@ -103,6 +103,13 @@ def test_keys_at_all_depths_are_asked_about_one_text(haystack: Haystack, model_p
     assert first[0].tokens != second[0].tokens
 
 
+@pytest.mark.parametrize("depth", [0.0, 1.0])
+def test_the_asked_key_is_in_the_text(haystack: Haystack, depth: float) -> None:
+    sample = fill("kv-retrieval", haystack, 600, depth, seed=0)
+    answer = haystack.encode(sample.questions[0].answer)
+    assert any(sample.tokens[i : i + len(answer)] == answer for i in range(len(sample.tokens)))
+
+
 def test_too_short_for_the_facts(haystack: Haystack) -> None:
     with pytest.raises(ValueError, match="is too small for the 4 facts to hide"):
         RETRIEVAL["multi-needle"](haystack, 40, 0.5, 0)

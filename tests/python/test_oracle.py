@@ -55,7 +55,7 @@ def test_forced_blocks_are_selected_in_all_layers_until_they_are_not_forced(
 
 
 def test_there_is_an_answer_of_every_kind(llm: Llama, sample: Sample) -> None:
-    found, block = answers(llm, sample.tokens, sample.questions[0])
+    found, block = answers(llm, "needle", sample.tokens, sample.questions[0])
     assert tuple(found) == KINDS
     assert all(found.values())
     assert block.startswith("selected in ")

@@ -139,11 +139,12 @@ def kv_retrieval(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> 
         n_left -= len(line)
         pairs.append(pair)
         lines.append(line)
-    if len(pairs) < 2:
+    del pairs[-1:], lines[-1:]  # too long
+    if not pairs:
         raise ValueError(f"n_tokens = {n_tokens} is too small for key-value lines")
     key, value = pairs[min(int(depth * len(pairs)), len(pairs) - 1)]
     question = haystack.encode(f'\nThe same line again:\n{{"{key}": "')
-    tokens = first + [token for line in lines[:-1] for token in line]
+    tokens = first + [token for line in lines for token in line]
     return Sample(tokens, [Question(question, value)])
 
 
