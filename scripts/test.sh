@@ -8,7 +8,7 @@ check_tools gtest
 make_venv
 
 step "Installing the test tools"
-python -m pip install --quiet cmake ninja pytest ruff mypy gguf
+python -m pip install --quiet cmake ninja pytest pytest-xdist ruff mypy gguf
 # without libraries of its own: the tests point it at ours
 CMAKE_ARGS="-DLLAMA_BUILD=OFF" python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
@@ -38,7 +38,8 @@ step "C++ tests"
 ctest --test-dir build/test --output-on-failure --no-tests=error --parallel 2
 
 step "Python tests"
-python -m pytest
+# several processes share the cores: threads that wait must not spin
+OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist worksteal
 
 step "Building with AddressSanitizer and UBSan"
 cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DINFLLM_SANITIZE=ON -DINFLLM_BUILD_TESTS=ON > /dev/null

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import SMALL, Run
+from conftest import N_FIRST_LAYERS, SMALL, Run
 from infllm_cpp import DeviceLostError, InfLLMConfig, Llama
 from rpc import Meter, Server, free_port, needs_server
 
@@ -76,7 +76,7 @@ def same_as_on_the_cpu(
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0", "q4_0"])
 def test_all_layers_on_a_device(
     start_server: StartServer,
-    model_path: Path,
+    first_layers_path: Path,
     passkey: tuple[list[int], str],
     position: str,
     kv_type: str,
@@ -84,42 +84,46 @@ def test_all_layers_on_a_device(
     config = dataclasses.replace(SMALL, position=position)
     server = start_server()
     same_as_on_the_cpu(
-        model_path, passkey[0], config, {"type_k": kv_type, "type_v": kv_type}, rpc_servers=[server.address]
+        first_layers_path,
+        passkey[0],
+        config,
+        {"type_k": kv_type, "type_v": kv_type},
+        rpc_servers=[server.address],
     )
 
 
 def test_some_layers_on_a_device(
-    start_server: StartServer, model_path: Path, passkey: tuple[list[int], str]
+    start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str]
 ) -> None:
     server = start_server()
-    same_as_on_the_cpu(model_path, passkey[0], SMALL, rpc_servers=[server.address], n_gpu_layers=11)
+    same_as_on_the_cpu(first_layers_path, passkey[0], SMALL, rpc_servers=[server.address], n_gpu_layers=4)
 
 
 def test_layers_split_across_two_devices(
-    start_server: StartServer, model_path: Path, passkey: tuple[list[int], str]
+    start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str]
 ) -> None:
     servers = [start_server(), start_server()]
     addresses = [server.address for server in servers]
-    same_as_on_the_cpu(model_path, passkey[0], SMALL, rpc_servers=addresses, tensor_split=[2, 1])
+    same_as_on_the_cpu(first_layers_path, passkey[0], SMALL, rpc_servers=addresses, tensor_split=[2, 1])
 
-    # two thirds of the layers, and of the resident buffers, are on the first
-    with Llama(model_path, n_ctx=1280, n_batch=128, infllm=SMALL) as llm:
+    # two thirds of the ten layers, of which the output is one, and their resident buffers are on the first
+    with Llama(first_layers_path, n_ctx=1280, n_batch=128, infllm=SMALL) as llm:
         stats = llm.stats()
         assert stats is not None
         per_layer = stats.bytes_resident // stats.n_layer
         per_search = stats.bytes_repr // (stats.n_layer // 3)  # every third layer has representative keys
-    for server, n_layer, n_search in zip(servers, (20, 10), (7, 3), strict=True):
+    for server, n_layer, n_search in zip(servers, (7, 2), (3, 0), strict=True):
         n_bytes = n_layer * per_layer + n_search * per_search
         assert any(abs(n - n_bytes) <= per_layer + per_search for n in server.buffer_sizes())
 
 
 def test_a_sequence_that_shrinks_and_grows(
-    start_server: StartServer, model_path: Path, passkey: tuple[list[int], str]
+    start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str]
 ) -> None:
     tokens = passkey[0]
 
     def run(**device: object) -> list[int]:
-        with Llama(model_path, n_ctx=1280, n_batch=128, infllm=SMALL, **device) as llm:  # type: ignore[arg-type]
+        with Llama(first_layers_path, n_ctx=1280, n_batch=128, infllm=SMALL, **device) as llm:  # type: ignore[arg-type]
             llm.eval(tokens)
             llm.truncate(300)  # blocks come back into the ring
             return answer(llm, tokens[300:])[0]
@@ -165,12 +169,12 @@ def test_device_memory_is_bounded(start_server: StartServer, tiny_path: Path) ->
 
 @pytest.mark.parametrize("repr_topk", [4, 8])
 def test_only_scores_queries_and_offloaded_blocks_come_to_the_host(
-    start_server: StartServer, model_path: Path, passkey: tuple[list[int], str], repr_topk: int
+    start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str], repr_topk: int
 ) -> None:
     config = dataclasses.replace(SMALL, repr_topk=repr_topk)
     meter = Meter(start_server().address)
-    n_layer, n_head, head_dim, n_vocab = 30, 9, 64, 49152
-    with Llama(model_path, n_ctx=1280, n_batch=128, infllm=config, rpc_servers=[meter.address]) as llm:
+    n_layer, n_head, head_dim, n_vocab = N_FIRST_LAYERS, 9, 64, 49152
+    with Llama(first_layers_path, n_ctx=1280, n_batch=128, infllm=config, rpc_servers=[meter.address]) as llm:
         llm.eval(passkey[0])
         llm.eval([100])
         llm.reset_stats()
