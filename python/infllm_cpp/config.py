@@ -61,7 +61,8 @@ class InfLLMConfig:
     n_score : int or None
         Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 16, or 32 with
         ``search="queries"``, or the whole ubatch with ``scores="published"``. Where exact strings are looked
-        for (numbers, codes), 8 with twice the `n_repr` finds more (docs/evaluation.md).
+        for (numbers, codes), 8 with twice the `n_repr` finds more; questions about prose find less
+        (docs/evaluation.md).
     position : {"auto", "true", "infllm"}
         Positions that the model sees. ``"true"``: every token keeps its own. ``"infllm"``: all stay below the
         training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
