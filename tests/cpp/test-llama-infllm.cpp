@@ -26,11 +26,10 @@ constexpr uint32_t N_CELLS  = 128;  // 8 init + 8 slots*8 + ring of 32 + 8 + 16
 constexpr uint32_t N_ALLOC  = 256;  // cells that are allocated: padded
 constexpr uint32_t N_END    = 16;   // 2*n_score: the end of a text is a ubatch of its own
 constexpr uint32_t N_TRAIN  = 160;  // training length of small_model: positions are shifted back within N_CTX
-constexpr uint32_t N_LAYER  = 8;    // first layers of the model, for most tests: three that search, and those that follow them
+constexpr uint32_t N_LAYER  = 9;    // first layers of the model, for most tests: three that search, and those that follow them
 
-// Keys that are rotated there and back in F16 differ a little: logits by 0.5, where eight other tokens in the middle of the text
-// make 6, and two stretches of 40 tokens that change places 1.2.
-constexpr float TOL_ROTATED = 0.75f;
+// keys that are rotated there and back in F16 differ a little
+constexpr float TOL_ROTATED = 0.5f;
 
 llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_POSITION_TRUE) {
     auto prm = llama_infllm_default_params();
@@ -373,7 +372,7 @@ TEST_P(InfllmPosition, PublishedScoresAreTruncatedAndCopied) {
     feed(fresh.get(), slice(tokens, 0, 70));
     EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
     EXPECT_LE(max_diff(feed(ctx.get(), more, 1), feed(fresh.get(), more)),
-            GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : TOL_ROTATED);
+            GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : 2*TOL_ROTATED);
 }
 
 TEST_P(InfllmPosition, PagesWithBoundedResidentMemory) {
@@ -807,7 +806,7 @@ TEST_P(InfllmPosition, AbortedDecodeLeavesTheLastGoodUbatch) {
             SCOPED_TRACE(quarters);
             decode_aborted(n_calls*quarters/4, 2);
             const uint32_t n_kept = n_tokens(ctx.get());
-            ASSERT_TRUE(n_kept == n || n_kept == n + 30 - N_END) << n_kept;
+            ASSERT_EQ(n_kept, quarters == 1 ? n : n + 30 - N_END);
             ASSERT_EQ(get_stats(ctx.get()).n_tokens, n_kept);
 
             const auto logits = feed(ctx.get(), slice(tokens, n_kept, n_kept + 8));

@@ -15,6 +15,7 @@ pytest.importorskip("gguf")
 
 import infllm_reference as reference
 from compare import Run, Selected, compare, config, prose, run_ours, run_reference
+from gguf_copy import copy_gguf
 from infllm_reference import OURS, OURS_BY_KEYS, PUBLISHED, Budget, Model, Switches
 
 BUDGET = Budget(
@@ -36,7 +37,7 @@ N_GREEDY = 8
 def float_path(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The demo model with float32 weights, so that activations are not quantised either."""
     path = tmp_path_factory.mktemp("reference") / "model.gguf"
-    Model.write_dequantised(model_path, path)
+    copy_gguf(model_path, path, dequantise=True)
     yield path
     path.unlink()
 

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from gguf_copy import copy_gguf
 from infllm_reference import (
     OURS,
     OURS_BY_KEYS,
@@ -242,7 +243,7 @@ def main() -> None:
     path = args.model or infllm_cpp.fetch_demo_model()
     with tempfile.TemporaryDirectory() as folder:
         if not args.quantised and not args.same_states:
-            Model.write_dequantised(path, Path(folder, "model.gguf"))
+            copy_gguf(path, Path(folder, "model.gguf"), dequantise=True)
             path = Path(folder, "model.gguf")
         (print_same_states if args.same_states else print_table)(path, args)
 

@@ -204,25 +204,6 @@ class Model:
             ],
         )
 
-    @staticmethod
-    def write_dequantised(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        """Copy a GGUF with all weights in float32.
-
-        llama.cpp quantises activations where weights are quantised; that alone changes some selections.
-        """
-        reader = gguf.GGUFReader(source)
-        writer = gguf.GGUFWriter(target, reader.fields["general.architecture"].contents())
-        for f in reader.fields.values():
-            if not f.name.startswith("GGUF.") and f.name != "general.architecture":
-                is_array = f.types[0] == gguf.GGUFValueType.ARRAY
-                writer.add_key_value(f.name, f.contents(), f.types[0], f.types[-1] if is_array else None)
-        for t in reader.tensors:
-            writer.add_tensor(t.name, gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float32))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-
     def norm(self, x: Floats, weight: Floats) -> Floats:
         res: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * weight
         return res

@@ -133,13 +133,14 @@ def kv_retrieval(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> 
     lines: list[list[int]] = []
     first = haystack.begin + haystack.encode("JSON data:\n")
     n_left = n_tokens - len(first) - 64
-    while n_left > 0:
+    while True:
         pair = f"{rng.getrandbits(32):08x}", f"{rng.getrandbits(32):08x}"
         line = haystack.encode(json.dumps(dict([pair])) + "\n")
         n_left -= len(line)
+        if n_left <= 0:
+            break
         pairs.append(pair)
         lines.append(line)
-    del pairs[-1:], lines[-1:]  # too long
     if not pairs:
         raise ValueError(f"n_tokens = {n_tokens} is too small for key-value lines")
     key, value = pairs[min(int(depth * len(pairs)), len(pairs) - 1)]
