@@ -269,7 +269,8 @@ bool llama_infllm_params_resolve(
                 "window", res.n_score, res.n_local));
     }
     if (res.n_repr == 0) {
-        res.n_repr = by_keys && res.block_size%8 == 0 ? res.block_size/8 : 1;
+        const uint32_t n_part = n_ctx <= n_ctx_train ? 4 : 8;
+        res.n_repr = by_keys && res.block_size%n_part == 0 ? res.block_size/n_part : 1;
         // they are all on the device, which is to be bounded; and a part must have repr_topk tokens, if these are given
         while (res.n_repr > 1 &&
                 (n_ctx/res.block_size*res.n_repr > 32768 || res.repr_topk*res.n_repr > res.block_size)) {

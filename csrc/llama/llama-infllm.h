@@ -65,16 +65,17 @@ struct llama_infllm_params {
     uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4
                                 //   with search = queries
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 16, with
-                                //   search = queries 32, and the whole ubatch with published scores
+                                //   search = queries 32, and the whole ubatch with published scores. By keys, ubatches of at
+                                //   most 2*n_score tokens by those of 2*block_size/n_repr tokens too, if these are fewer
     enum llama_infllm_position position;
     uint64_t store_max_bytes;   // limit of the block store, bytes; 0: no limit
     enum llama_infllm_paging paging;
     uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
     enum llama_infllm_attend attend;
     enum llama_infllm_scores scores;
-    uint32_t n_repr;            // representative keys of a block, each of an equal part of it; 0: one for 8 tokens, for more
-                                //   where n_ctx is over 262144, so that there are at most 32768 a layer; but one in all with
-                                //   search = queries
+    uint32_t n_repr;            // representative keys of a block, each of an equal part of it; 0: one for 4 tokens, beyond
+                                //   n_ctx_train for 8, and for more where there would be over 32768 a layer; but one in all
+                                //   with search = queries
     enum llama_infllm_search search;
 };
 

@@ -260,7 +260,25 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.offset        = l.offset;
 
     return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.mean, l.rope,
-            (prm.n_ubatch + prm.infllm.n_score - 1)/prm.infllm.n_score);
+            std::max(get_n_sub(prm.n_ubatch), get_n_sub(std::min(prm.n_ubatch, n_end()))));
+}
+
+std::vector<uint32_t> llama_kv_cache_infllm::sub_lengths(uint32_t n_tokens) const {
+    std::vector<uint32_t> res = { prm.infllm.n_score };
+
+    const uint32_t n_pair = 2*(prm.infllm.block_size/prm.infllm.n_repr);
+    if (by_keys() && n_tokens <= n_end() && n_pair < res[0]) {
+        res.push_back(n_pair);
+    }
+    return res;
+}
+
+uint32_t llama_kv_cache_infllm::get_n_sub(uint32_t n_tokens) const {
+    uint32_t res = 0;
+    for (const uint32_t len : sub_lengths(n_tokens)) {
+        res += (n_tokens + len - 1)/len;
+    }
+    return res;
 }
 
 llama_kv_cache_infllm::~llama_kv_cache_infllm() {
@@ -298,7 +316,6 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
     // A question often ends a text: once the resident buffer is outgrown, the end is a ubatch of its own, so that blocks are
     // selected for it alone. By queries a sub-chunk is the end already.
     const llama_batch & batch = balloc.get_batch();
-    const uint32_t      n_end = 2*prm.infllm.n_score;
     const bool          ends  = can_page() && by_keys() && balloc.get_n_outputs() == 1 && batch.logits[batch.n_tokens - 1];
 
     while (true) {
@@ -306,8 +323,8 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         if (ends) {
             const uint32_t n_left = balloc.get_n_tokens() - balloc.get_n_used();
             const uint32_t p0     = n_tokens[batch.seq_id[batch.n_tokens - 1][0]];
-            if (n_left > n_end && p0 + n_left > cells.n_cells()) {
-                n = std::min(n_ubatch, n_left - n_end);
+            if (n_left > n_end() && p0 + n_left > cells.n_cells()) {
+                n = std::min(n_ubatch, n_left - n_end());
             }
         }
 
@@ -1206,11 +1223,12 @@ uint32_t llama_kv_cache_infllm_context::get_n_chunk(uint32_t n_tokens) const {
 }
 
 uint32_t llama_kv_cache_infllm_context::get_n_sub(uint32_t n_tokens) const {
-    return (n_tokens + mem->prm.infllm.n_score - 1)/mem->prm.infllm.n_score;
+    return mem->get_n_sub(n_tokens);
 }
 
 uint32_t llama_kv_cache_infllm_context::get_n_key(uint32_t n_tokens) const {
-    return get_n_sub(n_tokens)*mem->prm.infllm.n_score;
+    const uint32_t n_score = mem->prm.infllm.n_score;
+    return (n_tokens + n_score - 1)/n_score*n_score;
 }
 
 void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
@@ -1278,15 +1296,15 @@ void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<float *>(dst->data);
 
-    const int64_t n       = dst->ne[0];
-    const int64_t n_score = mem->prm.infllm.n_score;
+    const int64_t n = dst->ne[0];
 
     // counted from the end, where the question is
     std::fill_n(data, ggml_nelements(dst), 0.0f);
-    for (int64_t j = 0; j < dst->ne[1]; ++j) {
-        const int64_t i1 = n - j*n_score;
-        const int64_t i0 = std::max<int64_t>(0, i1 - n_score);
-        std::fill(data + j*n + i0, data + j*n + i1, 1.0f/(i1 - i0));
+    for (const uint32_t len : mem->sub_lengths(ubatches[i_cur].n_tokens)) {
+        for (int64_t i1 = n; i1 > n - ubatches[i_cur].n_tokens; i1 -= len, data += n) {
+            const int64_t i0 = std::max<int64_t>(0, i1 - len);
+            std::fill(data + i0, data + i1, 1.0f/(i1 - i0));
+        }
     }
 }
 

@@ -170,6 +170,15 @@ public:
     // whether blocks are scored by the keys of the current tokens
     bool by_keys() const { return prm.infllm.search == LLAMA_INFLLM_SEARCH_KEYS; }
 
+    // tokens at the end of a text that are a ubatch of their own, see init_batch()
+    uint32_t n_end() const { return 2*prm.infllm.n_score; }
+
+    // Lengths of the sub-chunks that a ubatch is scored by, tokens. One that may be a question is searched for by keys of two
+    // representative keys' length as well, where these are shorter: strings that are looked up drown in n_score tokens.
+    std::vector<uint32_t> sub_lengths(uint32_t n_tokens) const;
+
+    uint32_t get_n_sub(uint32_t n_tokens) const; // sub-chunks of a ubatch
+
     // whether scores are given from outside
     bool has_scores() const { return score != nullptr; }
 

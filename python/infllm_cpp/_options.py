@@ -84,7 +84,11 @@ class ModelOptions:
     ] = _default.repr_topk
     n_repr: Annotated[
         int | None,
-        _option(_MEMORY, "Representative keys of a block.", default="one for 8 tokens; 1 if queries search"),
+        _option(
+            _MEMORY,
+            "Representative keys of a block.",
+            default="one for 4 tokens, for 8 beyond the training length; 1 if queries search",
+        ),
     ] = _default.n_repr
     n_score: Annotated[
         int | None,

@@ -60,9 +60,9 @@ class InfLLMConfig:
         that many, or 4 with ``search="queries"``.
     n_score : int or None
         Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 16, or 32 with
-        ``search="queries"``, or the whole ubatch with ``scores="published"``. Where exact strings are looked
-        for (numbers, codes), 8 with twice the `n_repr` finds more; questions about prose find less
-        (docs/evaluation.md).
+        ``search="queries"``, or the whole ubatch with ``scores="published"``. With ``search="keys"`` a ubatch
+        of at most ``2*n_score`` tokens, as the end of a prompt is, is scored by sub-chunks of
+        ``2*block_size/n_repr`` tokens as well, if these are fewer: they find strings that are looked up.
     position : {"auto", "true", "infllm"}
         Positions that the model sees. ``"true"``: every token keeps its own. ``"infllm"``: all stay below the
         training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
@@ -84,8 +84,9 @@ class InfLLMConfig:
         authors' code). It computes attention twice and is paged by the host: for comparisons.
     n_repr : int or None
         Representative keys of a block, each of an equal part of it; the best of them counts. They take
-        `n_repr` times the memory. ``None``: one for 8 tokens, for more where `n_ctx` is over 262,144, so that
-        there are at most 32,768 a layer; or one in all with ``search="queries"``.
+        `n_repr` times the memory. ``None``: one for 4 tokens, for 8 where `n_ctx` is beyond the training
+        length, and for more where there would be over 32,768 a layer; or one in all with
+        ``search="queries"``.
     search : {"auto", "keys", "queries"}
         What representative keys are multiplied with to score a block. ``"keys"``: the keys of the current
         tokens, less the mean key: a block counts that holds a context like the current one, or begins right

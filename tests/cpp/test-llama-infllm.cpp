@@ -39,7 +39,7 @@ llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_P
     prm.topk              = 4;
     prm.max_cached_blocks = 8;
     prm.n_score           = 8;
-    prm.n_repr            = 2;
+    prm.n_repr            = 4; // of 2 tokens each: sub-chunks of 8 tokens and of 4
     prm.position          = position;
 
     // all tests run in both ways, see CMakeLists.txt
@@ -481,8 +481,8 @@ TEST_P(InfllmPosition, QuantisedCachesPage) {
 // the same blocks in the same slots, whoever pages, through all that can happen to a sequence
 TEST_P(InfllmPosition, DevicePagedEqualsHostPaged) {
     const struct { ggml_type type; uint32_t repr_topk; } cases[] = {
-        { GGML_TYPE_F16,  4 }, { GGML_TYPE_Q8_0, 4 }, { GGML_TYPE_Q4_0, 4 }, // all keys of a part
-        { GGML_TYPE_F16,  2 }, { GGML_TYPE_Q8_0, 2 },                        // chosen by the queries that follow
+        { GGML_TYPE_F16,  2 }, { GGML_TYPE_Q8_0, 2 }, { GGML_TYPE_Q4_0, 2 }, // all keys of a part
+        { GGML_TYPE_F16,  1 }, { GGML_TYPE_Q8_0, 1 },                        // chosen by the queries that follow
     };
     for (const auto & [type, repr_topk] : cases) {
         SCOPED_TRACE(std::string(ggml_type_name(type)) + ", repr_topk = " + std::to_string(repr_topk));

@@ -39,12 +39,13 @@ def test_automatic_values_are_filled_in(model_path: Path) -> None:
         config = llm.infllm
         assert config is not None
         assert (config.n_local, config.max_cached_blocks, config.position) == (1024, 8, "infllm")
+        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("keys", 8, 8, 16)
     with Llama(model_path, n_ctx=8192) as llm:
         config = llm.infllm
         assert config is not None
         assert config.position == "true"
         assert (config.topk, config.max_cached_blocks) == (4, 4)  # a 32nd of the training length
-        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("keys", 8, 8, 16)
+        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("keys", 16, 4, 16)
     with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(repr_topk=12)) as llm:
         config = llm.infllm
         assert config is not None

@@ -135,6 +135,19 @@ def test_search_by_keys_is_that_of_the_reference(float_path: Path, model: Model,
     assert compare(ours, here, N_TOKENS, BUDGET).overlap < 0.95
 
 
+def test_a_short_chunk_is_searched_for_by_short_sub_chunks_too(
+    float_path: Path, model: Model, tokens: list[int]
+) -> None:
+    # representative keys of 4 tokens: sub-chunks of 16 and of 8, where a chunk is as short as a question
+    budget = replace(BUDGET, n_repr=8, chunk=32)
+    ours = run_ours(float_path, tokens, budget, "keys", 0)
+    expected = run_reference(model, tokens, budget, OURS_BY_KEYS, 0)
+    assert compare(ours, expected, N_TOKENS, budget).overlap > 0.98
+
+    long = run_reference(model, tokens, budget, replace(OURS_BY_KEYS, lengths="one"), 0)
+    assert compare(ours, long, N_TOKENS, budget).overlap < 0.9
+
+
 def test_positions_of_slots_are_those_of_the_reference(
     float_path: Path, model: Model, tokens: list[int]
 ) -> None:

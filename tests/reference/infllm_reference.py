@@ -85,6 +85,9 @@ class Switches:
     after : {"none", "last"}
         With ``"keys"``, whether the last of several representative keys of the block before counts for a
         block, too: ``"last"``.
+    lengths : {"one", "two"}
+        With ``"keys"``, whether chunks of at most ``2*n_score`` tokens are searched for by means of as many
+        keys as two representative keys stand for, too, where these are fewer than ``n_score``: ``"two"``.
     window : {"once", "twice"}
         With positions of the paper. ``"once"``: every token is attended once. ``"twice"``: as the authors'
         code masks the tokens that are in no block yet. It hands those outside the local window of the *last*
@@ -103,12 +106,13 @@ class Switches:
     search: Literal["queries", "keys"] = "queries"
     agree: Literal["layer", "layers"] = "layer"
     after: Literal["none", "last"] = "none"
+    lengths: Literal["one", "two"] = "one"
 
 
 PUBLISHED = Switches()
 OURS = Switches("linear", "blocks", "kv", "several", "best", "resident", "true")
 """With ``search = "queries"``."""
-OURS_BY_KEYS = replace(OURS, search="keys", agree="layers", after="last")
+OURS_BY_KEYS = replace(OURS, search="keys", agree="layers", after="last", lengths="two")
 
 
 @dataclass(frozen=True)
@@ -353,15 +357,17 @@ class LayerMemory:
 
     def context_scores(self, p0: int, p1: int) -> Floats:
         """How much every block is like the context of a chunk, ``[n_sub, n_block]``."""
-        n = self.budget.n_score
         group = self.model.n_head // self.model.n_head_kv
         reps = np.stack(self.reps)[:, :, ::group]  # [n_block, n_repr, G, D]
         if self.mean is None:
             self.mean = reps.mean(axis=(0, 1))
         reps = reps - self.mean
         reps = reps / np.sqrt((reps**2).sum(axis=(2, 3), keepdims=True))
-        ends = range(p1, p0, -n)
-        means = np.stack([self.k[end - n : end].mean(axis=0) - self.mean for end in ends])
+        lengths = {self.budget.n_score}
+        if self.switches.lengths == "two" and p1 - p0 <= 2 * self.budget.n_score:
+            lengths.add(min(self.budget.n_score, 2 * self.budget.block_size // self.n_repr))
+        spans = [(end - n, end) for n in lengths for end in range(p1, p0, -n)]
+        means = np.stack([self.k[start:end].mean(axis=0) - self.mean for start, end in spans])
         scores: Floats = np.einsum("sgd,brgd->sbr", means, reps, optimize=True)
         res: Floats = scores.max(axis=-1)
         if self.switches.after == "last" and self.n_repr > 1:
