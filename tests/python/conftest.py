@@ -20,7 +20,7 @@ from infllm_cpp.passkey import make_passkey_prompt
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SMALL = InfLLMConfig(
-    n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=8, repr_topk=4, n_score=16
+    n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=8, repr_topk=4, n_repr=4, n_score=16
 )
 
 

@@ -167,11 +167,11 @@ def test_device_memory_is_bounded(start_server: StartServer, tiny_path: Path) ->
     assert resident_sets[32768] - before <= sum(sizes) + (16 << 20)
 
 
-@pytest.mark.parametrize("repr_topk", [4, 8])
+@pytest.mark.parametrize("repr_topk", [2, 4])
 def test_only_scores_queries_and_offloaded_blocks_come_to_the_host(
     start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str], repr_topk: int
 ) -> None:
-    config = dataclasses.replace(SMALL, repr_topk=repr_topk)
+    config = dataclasses.replace(SMALL, n_repr=8, repr_topk=repr_topk)
     meter = Meter(start_server().address)
     n_layer, n_head, head_dim, n_vocab = N_FIRST_LAYERS, 9, 64, 49152
     with Llama(first_layers_path, n_ctx=1280, n_batch=128, infllm=config, rpc_servers=[meter.address]) as llm:
@@ -187,10 +187,10 @@ def test_only_scores_queries_and_offloaded_blocks_come_to_the_host(
     meter.stop()
     assert before is not None and stats is not None
 
-    # of every third layer, F32, blocks padded to 64, in 4 parts of 8 keys
-    scores = 64 * 4 * 4
+    # of every third layer, F32, blocks padded to 64, in 8 parts of 4 keys, by sub-chunks of 16 and 8 tokens
+    scores = 64 * 8 * 2 * 4
     # of every layer, if they choose among the keys
-    queries = head_dim * n_head * 4 if repr_topk < 8 else 0
+    queries = head_dim * n_head * 4 if repr_topk < 4 else 0
     offloaded = stats.bytes_store_kv - before.bytes_store_kv
     expected = N_DECODE * (n_layer // 3 * scores + n_layer * queries + n_vocab * 4) + offloaded
     assert expected <= to_host <= 1.01 * expected
