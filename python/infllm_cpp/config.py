@@ -48,7 +48,8 @@ class InfLLMConfig:
     n_local : int or None
         Local window, tokens. ``None``: an eighth of the training length, at most 4096.
     block_size : int
-        Tokens of a block.
+        Tokens of a block. Short records (key-value lines) are found better by 32, with `topk` raised for as
+        many tokens in all (docs/evaluation.md).
     topk : int or None
         Blocks selected per layer for every ubatch. ``None``: a 32nd of the training length, at most 16
         blocks.
