@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from . import _core
 from . import _terminal as term
+from ._loading import check_kv_type, load_model, resolve_infllm
 from ._options import ModelOptions
 from ._sizes import kv_bytes_per_token, repr_bytes
 from .config import InfLLMConfig
-from .llama import check_kv_type, load_model, resolve_infllm
 
 
 def print_info(options: ModelOptions) -> None:

@@ -1,0 +1,142 @@
+"""Generating text: from a prompt of tokens to pieces of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from . import _core
+from ._loading import check_range
+from ._reading import ProgressCallback, Reader
+from ._text import TextStream
+from .types import FinishReason, Timings, Usage
+
+_PENALTY_LAST_N = 64  # llama-cpp-python's last_n_tokens_size
+
+
+@dataclass
+class Piece:
+    """New text; with the last piece comes how it ended."""
+
+    text: str
+    finish_reason: FinishReason | None = None
+    usage: Usage | None = None
+    timings: Timings | None = None
+
+
+class Generator(Reader):
+    """The part of `Llama` that draws token after token."""
+
+    _seed: int  # where a call gives none
+
+    def _generate(
+        self,
+        tokens: list[int],
+        *,
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        stream: bool,
+        progress: ProgressCallback | None,
+        seed: int | None,
+        **sampling: Any,
+    ) -> Iterator[Piece]:
+        """Check the arguments now; compute when iterated: a stream lets other calls in between its pieces."""
+        self._check_prompt(tokens)
+
+        stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if "" in stops:
+            raise ValueError("stop has an empty string, which would end every text at once: remove it")
+
+        sampler = self._sampler(seed=self._seed if seed is None else seed, **sampling)
+        n_max = max_tokens if max_tokens is not None and max_tokens > 0 else self._n_ctx
+
+        computing = self._computing if stream else nullcontext
+        return self._pieces(tokens, sampler, TextStream(stops), n_max, progress or self.progress, computing)
+
+    def _sampler(self, *, seed: int, **p: Any) -> _core.Sampler:
+        check_range("seed", seed, 0, 2**32 - 1)
+        check_range("temperature", p["temperature"], 0, float("inf"))
+        check_range("top_k", p["top_k"], 0, 2**31 - 1)
+        check_range("top_p", p["top_p"], 0, 1)
+        check_range("min_p", p["min_p"], 0, 1)
+        check_range("repeat_penalty", p["repeat_penalty"], 1e-6, 1e6)
+        check_range("frequency_penalty", p["frequency_penalty"], -1e6, 1e6)
+        check_range("presence_penalty", p["presence_penalty"], -1e6, 1e6)
+        return _core.Sampler(self._model, seed=seed, penalty_last_n=_PENALTY_LAST_N, **p)
+
+    def _pieces(
+        self,
+        tokens: list[int],
+        sampler: _core.Sampler,
+        text: TextStream,
+        n_max: int,
+        progress: ProgressCallback | None,
+        computing: Callable[[], AbstractContextManager[None]],
+    ) -> Iterator[Piece]:
+        n_generated = n_evaluated = 0
+        finish_reason: FinishReason | None = None
+
+        t_start = time.perf_counter()
+        with computing():
+            self._version += 1
+            version = self._version
+            self._ctx.interrupt_clear()
+
+            n_cached = self._prefill(tokens, progress)
+            sampler.accept(tokens[-_PENALTY_LAST_N:])
+        t_prompt = time.perf_counter()
+
+        t_predicted = 0.0
+        token: int | None = None
+        while finish_reason is None:
+            t_step = time.perf_counter()
+            with computing():
+                if version != self._version:
+                    raise RuntimeError("another call changed the stored tokens: this stream cannot go on")
+                if token is not None:
+                    self._eval([token])
+                    n_evaluated += 1
+                self._check_logits()
+                token = sampler.sample(self._ctx)
+
+                new = ""
+                if self._model.is_eog(token):
+                    finish_reason = "stop"
+                else:
+                    n_generated += 1
+                    new = text.push(self._model.token_to_piece(token, False))
+                    if text.stopped:
+                        finish_reason = "stop"
+                    elif n_generated == n_max or len(self._tokens) == self._n_ctx:
+                        finish_reason = "length"
+            t_predicted += time.perf_counter() - t_step
+
+            if finish_reason is None and new:
+                yield Piece(new)
+
+        new += text.finish()
+        n_prompt = len(tokens)
+        ms_prompt, ms_predicted = 1e3 * (t_prompt - t_start), 1e3 * t_predicted
+        yield Piece(
+            new,
+            # a stop string may be completed by what was held back
+            finish_reason="stop" if text.stopped else finish_reason,
+            usage={
+                "prompt_tokens": n_prompt,
+                "completion_tokens": n_generated,
+                "total_tokens": n_prompt + n_generated,
+                "prompt_tokens_details": {"cached_tokens": n_cached},
+            },
+            timings={
+                "cache_n": n_cached,
+                "prompt_n": n_prompt - n_cached,
+                "prompt_ms": ms_prompt,
+                "prompt_per_second": 1e3 * (n_prompt - n_cached) / max(ms_prompt, 1e-6),
+                "predicted_n": n_generated,
+                "predicted_ms": ms_predicted,
+                "predicted_per_second": 1e3 * n_evaluated / max(ms_predicted, 1e-6),
+            },
+        )

@@ -1,0 +1,144 @@
+"""Making models and contexts: for `Llama`, and for `infllm info`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import numpy as np
+
+from . import _core
+from .config import InfLLMConfig
+from .models import check_gguf
+
+KVType = Literal["f16", "q8_0", "q4_0"]
+
+_N_UBATCH = 512
+
+
+def load_model(
+    path: str | os.PathLike[str],
+    *,
+    n_gpu_layers: int = 0,
+    devices: Sequence[str] | None = None,
+    tensor_split: Sequence[float] | None = None,
+    use_mmap: bool = True,
+    use_mlock: bool = False,
+    no_alloc: bool = False,
+) -> _core.Model:
+    """Load a GGUF file; with `no_alloc` its metadata and vocabulary alone. Errors: see `Llama`."""
+    check_gguf(path)
+    try:
+        return _core.Model(
+            str(Path(path)), n_gpu_layers, devices, tensor_split or (), use_mmap, use_mlock, no_alloc
+        )
+    except _core.DeviceLostError:
+        raise
+    except RuntimeError as err:
+        raise ValueError(
+            f"{os.fspath(path)} cannot be loaded: {_reason(str(err))} (is the file complete, and a model?)"
+        ) from None
+
+
+def resolve_infllm(
+    model: _core.Model,
+    config: InfLLMConfig | None,
+    n_ctx: int,
+    n_batch: int,
+    n_ubatch: int | None,
+    type_k: KVType,
+    type_v: KVType,
+) -> tuple[_core.InfLLMParams | None, int]:
+    """Fill in automatic values, of `n_ubatch` too; ValueError when the parameters cannot work."""
+    n_ubatch_auto = min(_N_UBATCH, n_batch)
+    if config is None:
+        return None, min(n_ubatch or n_ubatch_auto, n_batch)
+
+    params = config._to_params()
+    if n_ubatch is None:
+        # the local window is known only when resolved, and bounds n_ubatch
+        n_local = model.infllm_resolve(n_ctx, n_batch, 1, type_k, type_v, params).n_local
+        n_ubatch = min(n_ubatch_auto, n_local)
+    n_ubatch = min(n_ubatch, n_batch)
+    return model.infllm_resolve(n_ctx, n_batch, n_ubatch, type_k, type_v, params), n_ubatch
+
+
+def make_context(
+    model: _core.Model,
+    n_ctx: int,
+    n_batch: int,
+    n_ubatch: int,
+    n_threads: int,
+    n_threads_batch: int,
+    type_k: KVType,
+    type_v: KVType,
+    offload_kqv: bool,
+    flash_attn: bool | None,
+    params: _core.InfLLMParams | None,
+) -> _core.Context:
+    """A context with the method if there are `params`, else without it. Errors: see `Llama`."""
+    with _without_env("LLAMA_INFLLM"):
+        try:
+            return _core.Context(
+                model,
+                n_ctx,
+                n_batch,
+                n_ubatch,
+                n_threads,
+                n_threads_batch,
+                type_k,
+                type_v,
+                offload_kqv,
+                flash_attn,
+                params,
+            )
+        except _core.DeviceLostError:
+            raise
+        except RuntimeError as err:
+            reason = _reason(str(err))
+            if "alloc" in reason:
+                raise MemoryError(f"n_ctx = {n_ctx} needs more memory than there is ({reason})") from None
+            raise RuntimeError(f"no context of n_ctx = {n_ctx} can be made: {reason}") from None
+
+
+@contextmanager
+def _without_env(name: str) -> Iterator[None]:
+    value = os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[name] = value
+
+
+def _reason(log: str) -> str:
+    """The one line of llama.cpp's log that says why."""
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    if not lines:
+        return "no reason was given"
+    # the deepest function speaks first, and begins with its name; what libllama says by itself does not
+    line = re.sub(r"^[A-Za-z_][\w:]*: ", "", lines[0])
+    for prefix in ("error loading model: ", "failed to initialize the context: "):
+        line = line.removeprefix(prefix)
+    return line
+
+
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """TypeError or ValueError naming `name`, unless `value` is None or a number within the limits."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{name} = {value!r} is not a number")
+    if not low <= value <= high:
+        raise ValueError(f"{name} = {value} is out of range: use a value from {low} to {high}")
+
+
+def check_kv_type(name: str, value: str) -> KVType:
+    """`value`, or ValueError naming `name`."""
+    if value in get_args(KVType):
+        return cast(KVType, value)
+    raise ValueError(f"{name} = {value!r} is unknown: use 'f16', 'q8_0' or 'q4_0'")

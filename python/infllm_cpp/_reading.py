@@ -1,0 +1,327 @@
+"""Reading tokens: a context of one sequence, and the tokens that are stored in it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from . import _core
+from .config import InfLLMStats
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+ProgressCallback = Callable[[int, int], object]
+TraceCallback = Callable[[_core.TraceEvent], object]
+
+
+class Reader:
+    """The part of `Llama` that holds the context: one call computes at a time."""
+
+    def __init__(
+        self, model: _core.Model, ctx: _core.Context, n_ctx: int, progress: ProgressCallback | None
+    ) -> None:
+        self.progress = progress
+
+        self._lock = threading.Lock()
+        self._owner: int | None = None  # thread that holds the lock
+        self._version = 0  # of the stored tokens: a stream must not go on when another call changed them
+        self._tokens: list[int] = []  # stored tokens; the memory is right where the two disagree, see _sync
+        self._has_logits = False
+        self._trace: TraceCallback | None = None
+        self._model_or_none: _core.Model | None = model
+        self._ctx_or_none: _core.Context | None = ctx
+
+        # llama.cpp rounds n_ctx up, and n_batch down
+        self._n_ctx = n_ctx
+        self._n_batch = ctx.n_batch()
+
+    # -- the object --------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Free the model and the context. May be called twice; waits for a call that computes."""
+        with self._lock:
+            self._ctx_or_none = None
+            self._model_or_none = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def _model(self) -> _core.Model:
+        if self._model_or_none is None:
+            raise RuntimeError("this Llama is closed: make a new one")
+        return self._model_or_none
+
+    @property
+    def _ctx(self) -> _core.Context:
+        if self._ctx_or_none is None:
+            raise RuntimeError("this Llama is closed: make a new one")
+        return self._ctx_or_none
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Hold the context: no other call computes meanwhile."""
+        if self._owner == threading.get_ident():
+            raise RuntimeError(
+                "a callback of this Llama must not call it: only stats() and interrupt() are allowed"
+            )
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                self._sync()
+                yield
+            finally:
+                self._owner = None
+
+    # -- stored tokens -----------------------------------------------------------------------------
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens stored."""
+        return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens stored, a copy."""
+        return self._tokens.copy()
+
+    def reset(self) -> None:
+        """Forget all stored tokens."""
+        with self._computing():
+            self._version += 1
+            self._truncate(0)
+
+    def truncate(self, n_tokens: int) -> int:
+        """Forget all but the first `n_tokens` stored tokens.
+
+        Returns
+        -------
+        int
+            Tokens stored now: `n_tokens`, or 0 where the memory cannot remove this tail alone.
+
+        Raises
+        ------
+        ValueError
+            When `n_tokens` is negative or more than are stored.
+        """
+        with self._computing():
+            if not 0 <= n_tokens <= len(self._tokens):
+                raise ValueError(
+                    f"n_tokens = {n_tokens} is out of range: {len(self._tokens)} tokens are stored"
+                )
+            self._version += 1
+            self._truncate(n_tokens)
+            return len(self._tokens)
+
+    def _truncate(self, n_tokens: int) -> None:
+        if n_tokens == len(self._tokens):
+            return
+        self._has_logits = False
+        if n_tokens == 0 or not self._ctx.seq_rm(n_tokens):
+            self._ctx.clear()
+            n_tokens = 0
+        del self._tokens[n_tokens:]
+
+    def _sync(self) -> None:
+        """Make the list of tokens and the memory agree, after an exception at any place.
+
+        Tokens are appended to the list before they are decoded, and removed from it after they are removed
+        from the memory: the list can only be too long.
+        """
+        n_past = self._ctx.n_past()
+        if n_past < len(self._tokens):
+            del self._tokens[n_past:]
+            self._has_logits = False
+
+    # -- evaluation --------------------------------------------------------------------------------
+
+    @overload
+    def eval(
+        self,
+        tokens: Sequence[int],
+        all_logits: Literal[False] = False,
+        progress: ProgressCallback | None = None,
+    ) -> None: ...
+
+    @overload
+    def eval(
+        self, tokens: Sequence[int], all_logits: Literal[True], progress: ProgressCallback | None = None
+    ) -> npt.NDArray[np.float32]: ...
+
+    def eval(
+        self, tokens: Sequence[int], all_logits: bool = False, progress: ProgressCallback | None = None
+    ) -> npt.NDArray[np.float32] | None:
+        """Append tokens to those stored.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+        all_logits : bool
+            Return the logits of every token, not only keep those of the last one (see `logits`).
+        progress : callable or None
+            ``progress(n_done, n_total)`` after every batch; ``None``: the one given to the constructor.
+
+        Returns
+        -------
+        ndarray of float32 or None
+            Logits ``[len(tokens), n_vocab]`` with `all_logits`.
+
+        Raises
+        ------
+        ValueError
+            When a token is not in the vocabulary, or there is no room for the tokens in `n_ctx`.
+        MemoryError
+            When the store cannot grow; the batches before the failing one stay stored.
+        KeyboardInterrupt, InterruptedError
+            After Ctrl-C, and after `interrupt`.
+        """
+        with self._computing():
+            self._version += 1
+            self._ctx.interrupt_clear()
+            return self._eval(tokens, all_logits, progress or self.progress)
+
+    def _eval(
+        self, tokens: Sequence[int], all_logits: bool = False, progress: ProgressCallback | None = None
+    ) -> npt.NDArray[np.float32] | None:
+        ctx, n_total = self._ctx, len(tokens)
+        if len(self._tokens) + n_total > self._n_ctx:
+            raise ValueError(
+                f"{n_total} tokens after {len(self._tokens)} stored ones are more than "
+                f"n_ctx = {self._n_ctx}: use a larger n_ctx, or reset()"
+            )
+
+        logits = np.empty((n_total, self._model.n_vocab()), dtype=np.float32) if all_logits else None
+        outputs = _core.Context.Outputs
+        try:
+            n_done = 0
+            while n_done < n_total:
+                # The last two share what is left: blocks are selected for the end of the last one, which
+                # must not be short (see init_batch() in csrc/llama/llama-kv-cache-infllm.cpp).
+                i, n_left = n_done, n_total - n_done
+                n_done += n_left if n_left <= self._n_batch else min(self._n_batch, -(-n_left // 2))
+                batch = list(tokens[i:n_done])
+
+                self._has_logits = False
+                self._tokens.extend(batch)
+                ctx.decode(
+                    batch, outputs.ALL if all_logits else outputs.LAST if n_done == n_total else outputs.NONE
+                )
+                self._has_logits = n_done == n_total
+
+                if logits is not None:
+                    logits[i:n_done] = ctx.logits_rows(len(batch))
+                if self._trace:
+                    for event in ctx.take_trace():
+                        self._trace(event)
+                if progress:
+                    progress(n_done, n_total)
+        finally:
+            self._sync()
+        return logits
+
+    def prefill(self, tokens: Sequence[int], progress: ProgressCallback | None = None) -> int:
+        """Make the stored tokens `tokens`, and evaluate only what differs from those stored before.
+
+        Returns
+        -------
+        int
+            Tokens at the beginning that were stored already.
+
+        Raises
+        ------
+        ValueError
+            When `tokens` is empty or longer than `n_ctx`.
+        MemoryError, KeyboardInterrupt, InterruptedError
+            As `eval`.
+        """
+        tokens = list(tokens)
+        self._check_prompt(tokens)
+        with self._computing():
+            self._version += 1
+            self._ctx.interrupt_clear()
+            return self._prefill(tokens, progress or self.progress)
+
+    def _check_prompt(self, tokens: list[int]) -> None:
+        if not tokens:
+            raise ValueError("the prompt is empty: give at least one token")
+        if len(tokens) > self._n_ctx:
+            raise ValueError(
+                f"the prompt has {len(tokens)} tokens, more than n_ctx = {self._n_ctx}: "
+                "use a larger n_ctx or a shorter prompt"
+            )
+
+    def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
+        # the last token is always evaluated, for its logits
+        self._truncate(min(_n_common(self._tokens, tokens), len(tokens) - 1))
+        n_cached = len(self._tokens)
+        self._eval(tokens[n_cached:], progress=progress)
+        return n_cached
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits of the last stored token, ``[n_vocab]``, a copy.
+
+        Raises
+        ------
+        RuntimeError
+            When no token was evaluated since the last reset or truncation.
+        """
+        with self._computing():
+            self._check_logits()
+            return self._ctx.logits()
+
+    def _check_logits(self) -> None:
+        if not self._has_logits:
+            raise RuntimeError("there are no logits: evaluate tokens first")
+
+    def interrupt(self) -> None:
+        """Stop the call that computes in another thread: it raises InterruptedError."""
+        self._ctx.interrupt()
+
+    # -- statistics --------------------------------------------------------------------------------
+
+    def stats(self) -> InfLLMStats | None:
+        """Statistics of the InfLLM memory, in total and per layer; None without it.
+
+        May be called from another thread while the object computes.
+        """
+        ctx, model = self._ctx, self._model
+        total = ctx.stats()
+        if total is None:
+            return None
+        layers = [ctx.stats(il) for il in range(model.n_layer())]
+        return InfLLMStats._from_core(
+            total, tuple(InfLLMStats._from_core(layer) for layer in layers if layer is not None)
+        )
+
+    def reset_stats(self) -> None:
+        """Set the counters of `stats` to zero; the sizes stay."""
+        self._ctx.reset_stats()
+
+    def set_trace(self, callback: TraceCallback | None) -> None:
+        """Call `callback` for every selection: per layer and ubatch, in order, after the batch was computed.
+
+        Parameters
+        ----------
+        callback : callable or None
+            Called with a `TraceEvent`; ``None`` ends the trace. Without the InfLLM memory nothing
+            is ever selected. A device that pages keeps its scores to itself: from the first trace on the host
+            pages.
+        """
+        with self._computing():
+            self._ctx.set_trace(callback is not None)
+            self._trace = callback
+
+
+def _n_common(a: list[int], b: list[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
