@@ -3,8 +3,11 @@
 
 #include "llama-cparams.h"
 #include "llama-graph.h"
+#include "llama-impl.h"
 
 #include "ggml-backend.h"
+
+#include <stdexcept>
 
 // the inputs of a ubatch, and what the graph depends on beside them
 class llm_graph_input_attn_infllm : public llm_graph_input_attn_kv {
@@ -25,8 +28,6 @@ public:
 
     void set_input(const llama_ubatch * ubatch) override {
         GGML_UNUSED(ubatch);
-
-        check_readers();
 
         // inputs that the graph does not use are not allocated
         const auto used = [](const ggml_tensor * t) { return t && t->buffer; };
@@ -72,27 +73,11 @@ public:
 
     std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_row, 1], where they are given from outside
 
-    ggml_cgraph * gf = nullptr; // until its readers are checked
-
     const llama_seq_id seq_id;
     const uint32_t     n_kv;
     const uint32_t     n_block;
     const bool         has_pagers;
     const bool         has_scores;
-
-private:
-    // Attention must read the resident buffer where it lies. Had the scheduler put it on another backend, it would read a
-    // copy that is made before the page op has written the slots. Called when the splits of the graph are known.
-    void check_readers() {
-        for (int i = 0; gf && i < ggml_graph_n_nodes(gf); ++i) {
-            const ggml_tensor * node = ggml_graph_node(gf, i);
-            if (node->op == GGML_OP_FLASH_ATTN_EXT) {
-                GGML_ASSERT(mctx_infllm->get_mem()->is_resident(node->src[1]) &&
-                            mctx_infllm->get_mem()->is_resident(node->src[2]));
-            }
-        }
-        gf = nullptr;
-    }
 };
 
 llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph) {
@@ -140,7 +125,6 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
         inp->info = new_input(GGML_TYPE_I32, 5, 1, "infllm_inp_info");
     }
 
-    inp->gf = graph.gf;
     mctx->get_mem()->set_sched(graph.sched);
 
     return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
@@ -201,7 +185,23 @@ static ggml_backend_t get_backend(const llm_graph_context & graph, const ggml_te
             return ggml_backend_sched_get_backend(graph.sched, i);
         }
     }
-    return nullptr;
+    // seen when the context is made, which reserves these graphs
+    throw std::runtime_error(::format("the InfLLM memory has %s on %s, which this context does not compute on", t->name,
+            ggml_backend_buffer_name(t->buffer)));
+}
+
+// What reads a resident buffer or its representative keys runs where they lie. Left to itself, the scheduler follows the
+// weights, which it lends to other backends for prompts (op_offload), and copies all that is read to there, for every ubatch.
+// llama_infllm_check_device() has seen that the device can do it.
+static void pin(const llm_graph_context & graph, ggml_tensor * op, const ggml_tensor * resident) {
+    ggml_backend_sched_set_tensor_backend(graph.sched, op, get_backend(graph, resident));
+}
+
+void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn) {
+    const auto * mctx = dynamic_cast<const llama_kv_cache_infllm_context *>(graph.mctx);
+    if (mctx && mctx->get_mem()->is_resident(attn->src[1])) {
+        pin(graph, attn, attn->src[1]->view_src);
+    }
 }
 
 // What representative keys are compared with when queries search: means over sub-chunks, summed over the heads that share
@@ -232,7 +232,7 @@ static ggml_tensor * build_search_keys(
     ggml_context * ctx0 = graph.ctx0;
 
     ggml_tensor * cur = ggml_get_rows(ctx0, k, inp->key_idxs);
-    ggml_backend_sched_set_tensor_backend(graph.sched, cur, get_backend(graph, l.k)); // like attention, see check_readers()
+    pin(graph, cur, l.k);
 
     cur = ggml_reshape_3d(ctx0, cur, l.n_embd_head_k, l.n_head_kv, cur->ne[1]);
     if (const auto * rope = l.mem->get_rope(l)) {
@@ -241,7 +241,10 @@ static ggml_tensor * build_search_keys(
     cur = build_head_sum(ctx0, build_q_sum(ctx0, cur, inp->w_mean), l.n_head_kv);
 
     const size_t offset = inp->seq_id*l.mean->nb[2];
-    return ggml_sub(ctx0, cur, ggml_view_1d(ctx0, l.mean, l.mean->ne[0], offset));
+    cur = ggml_sub(ctx0, cur, ggml_view_1d(ctx0, l.mean, l.mean->ne[0], offset));
+    pin(graph, cur, l.mean);
+
+    return cur;
 }
 
 // The attention that each cell gets from the queries of which it is in the local window. This is what flash attention keeps
@@ -258,7 +261,7 @@ static ggml_tensor * build_attention_sum(
 
     ggml_tensor * kq = ggml_mul_mat(ctx0, ggml_permute(ctx0, k, 0, 2, 1, 3), ggml_permute(ctx0, q, 0, 2, 1, 3));
     set_prec_f32(kq);
-    ggml_backend_sched_set_tensor_backend(graph.sched, kq, get_backend(graph, l.k)); // like attention, see check_readers()
+    pin(graph, kq, l.k);
 
     ggml_tensor * p = ggml_soft_max_ext(ctx0, kq, inp->self_kq_mask, kq_scale, 0.0f); // [n_kv, n_tokens, n_head]
     ggml_soft_max_add_sinks(p, sinks);
@@ -360,12 +363,15 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     ggml_build_forward_expand(gf, *k_cur);
 
     // write the ubatch to its cells
-    const auto cpy = [&](ggml_tensor * dst, ggml_tensor * cur) {
+    const auto cpy = [&](ggml_tensor * cells, ggml_tensor * cur) {
+        ggml_tensor * dst = cells;
         cur = ggml_view_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2], cur->nb[2], 0);
         if (dst->ne[2] > 1) { // without a view backends can fuse this with the RoPE of K
             dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], s*dst->nb[2]);
         }
-        ggml_build_forward_expand(gf, ggml_set_rows(ctx0, dst, cur, inp->self_k_idxs));
+        ggml_tensor * rows = ggml_set_rows(ctx0, dst, cur, inp->self_k_idxs);
+        pin(graph, rows, cells);
+        ggml_build_forward_expand(gf, rows);
     };
     cpy(l.k, *k_cur);
     cpy(l.v, *v_cur);
@@ -391,6 +397,7 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
 
             scores = ggml_mul_mat(ctx0, repr, cur); // [n_row, n_sub]
             set_prec_f32(scores); // sums over all heads get large
+            pin(graph, scores, l.repr);
             graph.cb(scores, "infllm_scores", il);
         }
 

@@ -64,6 +64,9 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
         float kq_scale,
         int il);
 
+// in build_attn_mha(): attention over a resident buffer is computed where the buffer is
+void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn);
+
 //
 // helpers
 //

@@ -1,5 +1,6 @@
 #include "llama-kv-cache-infllm.h"
 
+#include "llama-infllm-device.h"
 #include "llama-infllm-impl.h"
 
 #include "../infllm/centred.h"
@@ -30,26 +31,6 @@ static uint32_t n_block_ctx(const llama_kv_cache_infllm::params & prm, const inf
         return 0;
     }
     return GGML_PAD((prm.n_ctx_seq - prm.infllm.n_init)/prm.infllm.block_size + 1, 64);
-}
-
-// attention over the resident buffer must be computed where the buffer is
-static void check_flash_attn(
-        ggml_backend_dev_t dev, ggml_type type_k, ggml_type type_v,
-        int64_t n_embd_head_k, int64_t n_embd_head_v, int64_t n_head, int64_t n_head_kv) {
-    const int64_t n_kv = 256;
-
-    ggml_context_ptr ctx { ggml_init({ 8*ggml_tensor_overhead(), nullptr, true }) };
-    ggml_tensor * q    = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F32, n_embd_head_k, 1,    n_head,    1);
-    ggml_tensor * k    = ggml_new_tensor_4d(ctx.get(), type_k,        n_embd_head_k, n_kv, n_head_kv, 1);
-    ggml_tensor * v    = ggml_new_tensor_4d(ctx.get(), type_v,        n_embd_head_v, n_kv, n_head_kv, 1);
-    ggml_tensor * mask = ggml_new_tensor_4d(ctx.get(), GGML_TYPE_F16, n_kv, 1, 1, 1);
-    ggml_tensor * op   = ggml_flash_attn_ext(ctx.get(), q, k, v, mask, 1.0f, 0.0f, 0.0f);
-
-    if (!ggml_backend_dev_supports_op(dev, op)) {
-        throw std::runtime_error(::format("the device %s has no flash attention for heads of %d with K %s and V %s, which the "
-                "InfLLM memory needs: use other types of K and V, or keep the layer on the CPU",
-                ggml_backend_dev_name(dev), int(n_embd_head_k), ggml_type_name(type_k), ggml_type_name(type_v)));
-    }
 }
 
 llama_kv_cache_infllm::llama_kv_cache_infllm(
@@ -90,10 +71,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
             continue;
         }
 
-        ggml_backend_buffer_type_t buft = ggml_backend_cpu_buffer_type();
-        if (prm.offload) {
-            buft = ggml_backend_dev_buffer_type(model.dev_layer(il));
-        }
+        const ggml_backend_dev_t dev = prm.offload ? model.dev_layer(il) : ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+        const ggml_backend_buffer_type_t buft = ggml_backend_dev_buffer_type(dev);
 
         auto & ctx = ctx_map[buft];
         if (!ctx) {
@@ -109,11 +88,6 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.n_embd_head_k = hparams.n_embd_head_k(il);
         l.n_embd_head_v = hparams.n_embd_head_v(il);
         l.n_head_repr   = published() ? l.n_head : l.n_head_kv;
-
-        if (prm.offload) {
-            check_flash_attn(model.dev_layer(il), prm.type_k, prm.type_v,
-                    l.n_embd_head_k, l.n_embd_head_v, l.n_head, l.n_head_kv);
-        }
 
         const uint32_t n_embd_k = hparams.n_embd_k_gqa(il);
         const uint32_t n_embd_v = hparams.n_embd_v_gqa(il);
@@ -136,6 +110,9 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
                     prm.infllm.n_repr*n_block_max, prm.n_seq_max);
             ggml_format_name(l.repr, "infllm_repr_l%d", il);
         }
+
+        llama_infllm_check_device(dev, l, prm.n_ubatch,
+                hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f, model.layers[il].attn_sinks);
 
         l.rope = -1;
         if (can_page() && hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il)) {
