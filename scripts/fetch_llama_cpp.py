@@ -34,7 +34,7 @@ SHA256 = {
 }
 PATCH_DIR = Path(__file__).resolve().parent.parent / "csrc" / "patches"
 
-# what the build reads, 40 MB of 176; the rest is tests, media, vocabularies, web pages
+# what the build and our tests read, 40 MB of 176; the rest is other tests, media, vocabularies, web pages
 KEEP = (
     "AUTHORS",
     "CMakeLists.txt",
@@ -46,6 +46,7 @@ KEEP = (
     "include/",
     "licenses/",
     "src/",
+    "tests/test-llama-archs.cpp",
     "tools/llama-bench/",
     "tools/perplexity/",
     "tools/rpc/",
@@ -129,7 +130,7 @@ def write_if_changed(file: Path, content: bytes) -> None:
 def fetch(tree: Path, sdist: Path | None) -> None:
     """Unpack the pinned release into the tree unless it is there."""
     stamp = tree / ".infllm" / "source"
-    source = f"llama-cpp-python {VERSION} sha256:{SHA256[VERSION]}\n"
+    source = f"llama-cpp-python {VERSION} sha256:{SHA256[VERSION]}\n" + "".join(f"{path}\n" for path in KEEP)
     if stamp.is_file() and stamp.read_text() == source:
         return
     if tree.exists() and not stamp.is_file():
@@ -147,6 +148,8 @@ def fetch(tree: Path, sdist: Path | None) -> None:
             sdist = download(VERSION, Path(folder))
         for path, content in read_sdist(sdist, VERSION):
             write_if_changed(part / path, content)
+            if (old := tree / path).is_file() and old.read_bytes() == content:
+                shutil.copystat(old, part / path)
     write_if_changed(part / ".infllm" / "source", source.encode())
     if tree.exists():
         shutil.rmtree(tree)

@@ -4,6 +4,7 @@
 #include "llama-cparams.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
+#include "llama-kv-cache.h"
 
 #include "ggml-backend.h"
 
@@ -17,7 +18,6 @@ public:
             const llama_cparams & cparams,
             const llama_kv_cache_infllm_context * mctx) :
         llm_graph_input_attn_kv(hparams, cparams, nullptr),
-        resident(hparams, cparams),
         mctx_infllm(mctx),
         seq_id(mctx->get_seq_id()),
         n_kv(mctx->get_n_kv()),
@@ -33,7 +33,7 @@ public:
         const auto used = [](const ggml_tensor * t) { return t && t->buffer; };
 
         if (used(self_k_idxs))  { mctx_infllm->set_input_idxs   (self_k_idxs);  }
-        if (used(self_kq_mask)) { mctx_infllm->set_input_kq_mask(self_kq_mask); }
+        if (used(self_kq_mask)) { mctx_infllm->set_input_kq_mask(self_kq_mask, cparams.causal_attn); }
         if (used(w_sum))        { mctx_infllm->set_input_w_sum  (w_sum);        }
         if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
         if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
@@ -57,9 +57,6 @@ public:
             has_pagers == mctx_infllm->get_mem()->has_pagers() &&
             has_scores == mctx_infllm->get_mem()->has_scores();
     }
-
-    // the same mask, as the input of attention over given keys and values
-    llm_graph_input_attn_no_cache resident;
 
     const llama_kv_cache_infllm_context * mctx_infllm;
 
@@ -99,10 +96,10 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
     };
 
     inp->self_k_idxs      = new_input(GGML_TYPE_I64, n_tokens, 1, "infllm_inp_idxs");
+    inp->self_v_idxs      = inp->self_k_idxs;
     inp->self_kq_mask     = new_input(graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
                                       mctx->get_n_kv(), n_tokens, "attn_inp_kq_mask");
     inp->self_kq_mask_cnv = inp->self_kq_mask;
-    inp->resident.self_kq_mask_cnv = inp->self_kq_mask;
 
     if (mctx->get_mem()->published()) {
         inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
@@ -334,20 +331,87 @@ static ggml_tensor * build_page_op(
     return page;
 }
 
-llm_graph_input_attn_no_cache * llama_infllm_build_kv(
-        const llm_graph_context & graph,
-        llm_graph_input_attn_kv * inp_kv,
-        ggml_tensor *  q_cur,
-        ggml_tensor ** k_cur,
-        ggml_tensor ** v_cur,
-        ggml_tensor *  sinks,
-        float kq_scale,
-        int il) {
-    auto * inp = dynamic_cast<llm_graph_input_attn_infllm *>(inp_kv);
-    if (!inp) {
-        return nullptr;
-    }
+//
+// llama_infllm_attn
+//
 
+llama_infllm_attn::llama_infllm_attn(
+        const llm_graph_context & graph,
+        llm_graph_input_attn_kv * inp,
+        ggml_tensor * q_cur,
+        ggml_tensor * sinks,
+        float kq_scale) :
+    graph(graph),
+    inp_kv(inp),
+    inp(dynamic_cast<llm_graph_input_attn_infllm *>(inp)),
+    q_cur(q_cur),
+    sinks(sinks),
+    kq_scale(kq_scale) {
+}
+
+uint32_t llama_infllm_attn::get_n_kv() const {
+    return inp ? inp->n_kv : inp_kv->mctx->get_n_kv();
+}
+
+// all heads of the ubatch to its cells
+static ggml_tensor * build_cpy(
+        const llm_graph_context & graph,
+        const llm_graph_input_attn_infllm * inp,
+        ggml_tensor * cells, ggml_tensor * cur, ggml_tensor * idxs) {
+    ggml_context * ctx0 = graph.ctx0;
+    ggml_tensor  * dst  = cells;
+
+    cur = ggml_view_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2], cur->nb[2], 0);
+    if (dst->ne[2] > 1) { // without a view backends can fuse this with the RoPE of K
+        dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], inp->seq_id*dst->nb[2]);
+    }
+    ggml_tensor * rows = ggml_set_rows(ctx0, dst, cur, idxs);
+    pin(graph, rows, cells);
+    return rows;
+}
+
+ggml_tensor * llama_infllm_attn::cpy_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) const {
+    if (!inp) {
+        return inp_kv->mctx->cpy_k(ctx, k_cur, k_idxs, il);
+    }
+    return build_cpy(graph, inp, inp->mctx_infllm->get_mem()->get_layer(il).k, k_cur, k_idxs);
+}
+
+ggml_tensor * llama_infllm_attn::cpy_v(ggml_context * ctx, ggml_tensor * v_cur, ggml_tensor * v_idxs, int32_t il) const {
+    if (!inp) {
+        return inp_kv->mctx->cpy_v(ctx, v_cur, v_idxs, il);
+    }
+    return build_cpy(graph, inp, inp->mctx_infllm->get_mem()->get_layer(il).v, v_cur, v_idxs);
+}
+
+// the cells of the sequence that are in use
+static ggml_tensor * build_resident(
+        ggml_context * ctx0,
+        const llm_graph_input_attn_infllm * inp,
+        ggml_tensor * t, int64_t n_embd_head, int64_t n_head) {
+    return ggml_view_4d(ctx0, t, n_embd_head, n_head, inp->n_kv, 1,
+            ggml_row_size(t->type, n_embd_head), t->nb[1], t->nb[2], inp->seq_id*t->nb[2]);
+}
+
+ggml_tensor * llama_infllm_attn::get_k(ggml_context * ctx, int32_t il) const {
+    if (!inp) {
+        return inp_kv->mctx->get_k(ctx, il);
+    }
+    build_page(il);
+
+    const auto & l = inp->mctx_infllm->get_mem()->get_layer(il);
+    return build_resident(ctx, inp, l.k, l.n_embd_head_k, l.n_head_kv);
+}
+
+ggml_tensor * llama_infllm_attn::get_v(ggml_context * ctx, int32_t il) const {
+    if (!inp) {
+        return inp_kv->mctx->get_v(ctx, il);
+    }
+    const auto & l = inp->mctx_infllm->get_mem()->get_layer(il);
+    return build_resident(ctx, inp, l.v, l.n_embd_head_v, l.n_head_kv);
+}
+
+void llama_infllm_attn::build_page(int32_t il) const {
     ggml_context * ctx0 = graph.ctx0;
     ggml_cgraph  * gf   = graph.gf;
 
@@ -355,71 +419,46 @@ llm_graph_input_attn_no_cache * llama_infllm_build_kv(
     const auto * mem  = mctx->get_mem();
     const auto & l    = mem->get_layer(il);
 
-    const int64_t s = mctx->get_seq_id();
-
-    // added together, as in build_attn(), so that they are not reordered
-    ggml_build_forward_expand(gf, q_cur);
-    ggml_build_forward_expand(gf, *v_cur);
-    ggml_build_forward_expand(gf, *k_cur);
-
-    // write the ubatch to its cells
-    const auto cpy = [&](ggml_tensor * cells, ggml_tensor * cur) {
-        ggml_tensor * dst = cells;
-        cur = ggml_view_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2], cur->nb[2], 0);
-        if (dst->ne[2] > 1) { // without a view backends can fuse this with the RoPE of K
-            dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], s*dst->nb[2]);
-        }
-        ggml_tensor * rows = ggml_set_rows(ctx0, dst, cur, inp->self_k_idxs);
-        pin(graph, rows, cells);
-        ggml_build_forward_expand(gf, rows);
-    };
-    cpy(l.k, *k_cur);
-    cpy(l.v, *v_cur);
-
-    if (mem->can_page()) {
-        ggml_tensor * q_sum  = mem->sums_queries() ? build_q_sum(ctx0, q_cur, inp->w_sum) : nullptr;
-        ggml_tensor * scores = nullptr;
-
-        const int64_t n_block = mctx->get_n_block();
-        const int64_t n_row   = n_block*mem->get_params().n_repr; // representative keys
-
-        const bool again = n_block > 0 && !l.repr && !inp->has_scores;
-        if (n_block > 0 && inp->has_scores) {
-            scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_row, 1);
-            ggml_set_input(scores);
-            inp->scores.push_back({ il, scores });
-        } else if (n_block > 0 && !again) {
-            ggml_tensor * cur = mem->by_keys()
-                ? build_search_keys(graph, inp, l, ggml_view_2d(ctx0, l.k, l.k->ne[0], l.k->ne[1], l.k->nb[1], s*l.k->nb[2]))
-                : build_search_queries(ctx0, inp, l, q_cur);
-
-            ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_row, l.repr->nb[1], s*l.repr->nb[2]);
-
-            scores = ggml_mul_mat(ctx0, repr, cur); // [n_row, n_sub]
-            set_prec_f32(scores); // sums over all heads get large
-            pin(graph, scores, l.repr);
-            graph.cb(scores, "infllm_scores", il);
-        }
-
-        if (q_sum || scores || (again && mem->get_pager_api(l))) {
-            ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores, again));
-        }
+    if (!mem->can_page()) {
+        return;
     }
 
-    const auto resident = [&](ggml_tensor * t, int64_t n_embd_head) {
-        return ggml_view_3d(ctx0, t, n_embd_head, l.n_head_kv, mctx->get_n_kv(),
-                ggml_row_size(t->type, n_embd_head), t->nb[1], s*t->nb[2]);
-    };
-    *k_cur = resident(l.k, l.n_embd_head_k);
-    *v_cur = resident(l.v, l.n_embd_head_v);
+    const int64_t s = mctx->get_seq_id();
 
-    if (mem->can_page() && mem->published()) {
-        ggml_tensor * attn = build_attention_sum(graph, inp, l, q_cur, *k_cur, sinks, kq_scale);
+    ggml_tensor * q_sum  = mem->sums_queries() ? build_q_sum(ctx0, q_cur, inp->w_sum) : nullptr;
+    ggml_tensor * scores = nullptr;
+
+    const int64_t n_block = mctx->get_n_block();
+    const int64_t n_row   = n_block*mem->get_params().n_repr; // representative keys
+
+    const bool again = n_block > 0 && !l.repr && !inp->has_scores;
+    if (n_block > 0 && inp->has_scores) {
+        scores = ggml_new_tensor_2d(ctx0, GGML_TYPE_F32, n_row, 1);
+        ggml_set_input(scores);
+        inp->scores.push_back({ il, scores });
+    } else if (n_block > 0 && !again) {
+        ggml_tensor * cur = mem->by_keys()
+            ? build_search_keys(graph, inp, l, ggml_view_2d(ctx0, l.k, l.k->ne[0], l.k->ne[1], l.k->nb[1], s*l.k->nb[2]))
+            : build_search_queries(ctx0, inp, l, q_cur);
+
+        ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_row, l.repr->nb[1], s*l.repr->nb[2]);
+
+        scores = ggml_mul_mat(ctx0, repr, cur); // [n_row, n_sub]
+        set_prec_f32(scores); // sums over all heads get large
+        pin(graph, scores, l.repr);
+        graph.cb(scores, "infllm_scores", il);
+    }
+
+    if (q_sum || scores || (again && mem->get_pager_api(l))) {
+        ggml_build_forward_expand(gf, build_page_op(graph, inp, l, q_sum, scores, again));
+    }
+
+    if (mem->published()) {
+        ggml_tensor * k    = build_resident(ctx0, inp, l.k, l.n_embd_head_k, l.n_head_kv);
+        ggml_tensor * attn = build_attention_sum(graph, inp, l, q_cur, k, sinks, kq_scale);
         ggml_tensor * op   = ggml_custom_4d(ctx0, GGML_TYPE_F32, 1, 1, 1, 1, &attn, 1, attention_op, 1,
                 const_cast<llama_kv_cache_infllm::layer *>(&l));
         ggml_backend_sched_set_tensor_backend(graph.sched, op, graph.backend_cpu);
         ggml_build_forward_expand(gf, op);
     }
-
-    return &inp->resident;
 }

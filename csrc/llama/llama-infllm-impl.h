@@ -14,8 +14,8 @@ struct llama_cparams;
 struct llama_model;
 struct llm_graph_context;
 
+class llm_graph_input_attn_infllm;
 class llm_graph_input_attn_kv;
-class llm_graph_input_attn_no_cache;
 
 //
 // hooks
@@ -51,18 +51,42 @@ void llama_infllm_verify(const llama_model & model, const llama_memory_i * memor
 // in build_attn_inp_kv(): nullptr unless the graph is built for this memory
 llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph);
 
-// in build_attn(): write k_cur and v_cur to the resident buffer, add the page op, and replace k_cur and v_cur by all that
-// is resident. What is left to do is attention over given keys and values: the result is the input for the build_attn()
-// without a cache. nullptr unless inp was made by the function above.
-llm_graph_input_attn_no_cache * llama_infllm_build_kv(
-        const llm_graph_context & graph,
-        llm_graph_input_attn_kv * inp,
-        ggml_tensor *  q_cur, // [n_embd_head_k, n_head,    n_tokens]
-        ggml_tensor ** k_cur, // [n_embd_head_k, n_head_kv, n_tokens] -> [n_embd_head_k, n_head_kv, n_kv]
-        ggml_tensor ** v_cur, // [n_embd_head_v, n_head_kv, n_tokens] -> [n_embd_head_v, n_head_kv, n_kv]
-        ggml_tensor *  sinks,
-        float kq_scale,
-        int il);
+// In build_attn(): what upstream asks there for keys and values, so that all it does with them is its own code. It is the
+// context of a plain KV cache, unless inp was made by the function above. Then the ubatch is written to the resident buffer,
+// and what get_k() and get_v() give is all that is resident, once the page op is in the graph.
+class llama_infllm_attn {
+public:
+    llama_infllm_attn(
+            const llm_graph_context & graph,
+            llm_graph_input_attn_kv * inp,
+            ggml_tensor * q_cur, // [n_embd_head_k, n_head, n_tokens]
+            ggml_tensor * sinks,
+            float kq_scale);
+
+    // used like the pointer that it replaces
+    const llama_infllm_attn * operator->() const { return this; }
+
+    uint32_t get_n_kv() const;
+
+    ggml_tensor * cpy_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) const;
+    ggml_tensor * cpy_v(ggml_context * ctx, ggml_tensor * v_cur, ggml_tensor * v_idxs, int32_t il) const;
+
+    ggml_tensor * get_k(ggml_context * ctx, int32_t il) const; // [n_embd_head_k, n_head_kv, n_kv]
+    ggml_tensor * get_v(ggml_context * ctx, int32_t il) const; // [n_embd_head_v, n_head_kv, n_kv]
+
+private:
+    const llm_graph_context & graph;
+
+    llm_graph_input_attn_kv     * inp_kv;
+    llm_graph_input_attn_infllm * inp; // nullptr: a plain KV cache
+
+    ggml_tensor * q_cur;
+    ggml_tensor * sinks;
+
+    const float kq_scale;
+
+    void build_page(int32_t il) const;
+};
 
 // in build_attn_mha(): attention over a resident buffer is computed where the buffer is
 void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn);
@@ -70,6 +94,12 @@ void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn);
 //
 // helpers
 //
+
+// why a context of the model cannot have this memory, whatever its parameters are: a sentence, "" if it can
+std::string llama_infllm_why_not(const llama_model & model, const llama_context_params & cparams);
+
+// positions that a sequence can have at all
+uint32_t llama_infllm_n_pos_max(const llama_model & model);
 
 void llama_infllm_set_error(const std::string & msg);
 

@@ -168,6 +168,11 @@ static uint32_t get_n_ubatch(const llama_model & model, const llama_context_para
 
 bool llama_infllm_params_resolve(
         const llama_model * model, const llama_context_params * cparams, llama_infllm_params * params) {
+    const std::string why_not = llama_infllm_why_not(*model, *cparams);
+    if (!why_not.empty()) {
+        return fail(why_not);
+    }
+
     // in 64 bits, so that large values fail a limit below and do not wrap
     const int64_t n_ctx       = get_n_ctx_seq(*model, *cparams);
     const int64_t n_ctx_train = model->hparams.n_ctx_train;
@@ -203,6 +208,11 @@ bool llama_infllm_params_resolve(
 
     if (res.position == LLAMA_INFLLM_POSITION_AUTO) {
         res.position = n_ctx <= n_ctx_train ? LLAMA_INFLLM_POSITION_TRUE : LLAMA_INFLLM_POSITION_INFLLM;
+    }
+
+    if (res.position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
+        return fail(::format("position = infllm needs a model with RoPE, which \"%s\" has not: use position = true",
+                model->arch_name().c_str()));
     }
 
     if (res.n_local == 0) {
@@ -254,6 +264,10 @@ bool llama_infllm_params_resolve(
         return fail("paging = device does not work with scores = published, which the host computes: use paging = host, or auto");
     }
     const bool published = res.scores == LLAMA_INFLLM_SCORES_PUBLISHED;
+    if (published && model->hparams.attn_soft_cap) {
+        return fail(::format("scores = published does not follow the capped attention of \"%s\": use scores = linear",
+                model->arch_name().c_str()));
+    }
     if (res.search == LLAMA_INFLLM_SEARCH_AUTO) {
         res.search = published ? LLAMA_INFLLM_SEARCH_QUERIES : LLAMA_INFLLM_SEARCH_KEYS;
     }
@@ -354,44 +368,14 @@ llama_memory_i * llama_infllm_create_memory(
         return nullptr;
     }
 
-    const auto & hparams = model.hparams;
-
-    const auto refuse = [&](bool cond, const std::string & why) {
-        if (cond) {
-            throw std::runtime_error("the InfLLM memory does not support the architecture \"" + model.arch_name() + "\": " + why);
-        }
-    };
-
     try {
-        refuse(hparams.is_mla(),                                         "it caches latent vectors (MLA) in place of keys");
-        refuse(hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f,     "its attention is biased by distance (ALiBi)");
-        refuse(hparams.use_mrope() || hparams.n_pos_per_embd() > 1,      "its tokens have several positions (M-RoPE)");
-        refuse(llama_model_has_encoder(&model),                          "it has an encoder");
-        refuse(model.arch == LLM_ARCH_DFLASH,                            "it writes the cache by itself");
-        refuse(model.split_mode() == LLAMA_SPLIT_MODE_TENSOR,            "its tensors are split over devices, use split_mode = layer");
-        refuse(!cparams.causal_attn,                                     "its attention is not causal");
-        refuse(cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT,           "the context is not an ordinary one");
-        refuse(hparams.rope_type == LLAMA_ROPE_TYPE_NONE && request.position == LLAMA_INFLLM_POSITION_INFLLM,
-                "it has no RoPE, so contexts are limited to its training length");
-
-        refuse(hparams.attn_soft_cap && request.scores == LLAMA_INFLLM_SCORES_PUBLISHED,
-                "its attention is capped, which scores = published does not follow");
-
-        for (const ggml_type type : { params.type_k, params.type_v }) {
-            if (type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16 &&
-                    type != GGML_TYPE_Q8_0 && type != GGML_TYPE_Q4_0) {
-                throw std::runtime_error(::format("the InfLLM memory does not support K or V of type %s: "
-                        "use f16, q8_0, q4_0, bf16 or f32", ggml_type_name(type)));
-            }
-        }
-
         const llama_kv_cache_infllm::params prm = {
             /*.infllm    =*/ request,
             /*.type_k    =*/ params.type_k,
             /*.type_v    =*/ params.type_v,
             /*.offload   =*/ cparams.offload_kqv,
             /*.n_ubatch  =*/ cparams.n_ubatch,
-            /*.n_ctx_seq =*/ cparams.n_ctx_seq,
+            /*.n_ctx_seq =*/ std::min(cparams.n_ctx_seq, llama_infllm_n_pos_max(model)),
             /*.n_seq_max =*/ cparams.n_seq_max,
         };
 

@@ -121,7 +121,8 @@ LLAMA_API struct llama_infllm_params llama_infllm_default_params(void);
 LLAMA_API bool llama_infllm_params_parse(const char * text, struct llama_infllm_params * params, bool * enabled);
 
 // fill in the automatic values and check params against the model and the context parameters
-// returns false when they cannot work, see llama_infllm_last_error()
+// returns false when they cannot work, or the model or its types of K and V have no InfLLM memory, see
+// llama_infllm_last_error()
 LLAMA_API bool llama_infllm_params_resolve(
         const struct llama_model          * model,
         const struct llama_context_params * cparams,

@@ -1219,7 +1219,7 @@ void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
 
 template <typename T>
 static void fill_mask(T * data, int64_t n_kv, int64_t n, const infllm::cell_layout & cells,
-        uint32_t p0, uint32_t ring_pos, bool paging) {
+        uint32_t p0, uint32_t ring_pos, bool paging, bool causal) {
     const T zero = llama_cast<T>(0.0f);
     const T ninf = llama_cast<T>(-INFINITY);
 
@@ -1231,6 +1231,11 @@ static void fill_mask(T * data, int64_t n_kv, int64_t n, const infllm::cell_layo
     for (uint32_t p = paging ? ring_pos : 0; p < p0; ++p) {
         data[cells.cell(p)] = zero;
     }
+    if (!causal) {
+        for (int64_t i = 0; i < n; ++i) {
+            data[cells.cell(p0 + i)] = zero;
+        }
+    }
     // each query sees what the one before it sees, and itself
     for (int64_t i = 0; i < n; ++i) {
         T * row = data + i*n_kv;
@@ -1241,16 +1246,16 @@ static void fill_mask(T * data, int64_t n_kv, int64_t n, const infllm::cell_layo
     }
 }
 
-void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst) const {
+void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst, bool causal) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
     const auto &   seq      = mem->seqs[seq_id];
     const uint32_t ring_pos = mem->cells.block_pos(seq.n_offload());
 
     if (dst->type == GGML_TYPE_F16) {
-        fill_mask(static_cast<ggml_fp16_t *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging());
+        fill_mask(static_cast<ggml_fp16_t *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
     } else {
-        fill_mask(static_cast<float       *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging());
+        fill_mask(static_cast<float       *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
     }
 }
 

@@ -394,7 +394,7 @@ public:
     //
 
     void set_input_idxs   (ggml_tensor * dst) const; // I64 [n] cells to write
-    void set_input_kq_mask(ggml_tensor * dst) const; // F16/F32 [n_kv, n]
+    void set_input_kq_mask(ggml_tensor * dst, bool causal) const; // F16/F32 [n_kv, n]
     void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
     void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk (n_key instead of n)
     void set_input_window (ggml_tensor * dst) const; // F32 [n_kv, n]     weights: 1 for tokens in the query's local window

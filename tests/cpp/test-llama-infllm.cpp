@@ -884,7 +884,7 @@ INSTANTIATE_TEST_SUITE_P(Params, InfllmBadParams, testing::Values(
     bad_case { "FlashAttentionOff",
         [](auto &, auto & c) { c.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED; }, { "flash_attn = off" } },
     bad_case { "UnsupportedType",
-        [](auto &, auto & c) { c.type_k = GGML_TYPE_Q5_0; }, { "q5_0", "q8_0" } }),
+        [](auto &, auto & c) { c.type_v = GGML_TYPE_F32; }, { "type_v = f32", "q8_0" } }),
     [](const auto & info) { return info.param.name; });
 
 TEST_P(InfllmBadParams, AreRefusedByName) {

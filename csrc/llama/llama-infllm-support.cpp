@@ -1,0 +1,87 @@
+#include "llama-infllm-impl.h"
+
+#include "llama-arch.h"
+#include "llama-impl.h"
+#include "llama-model.h"
+
+#include <algorithm>
+
+// Keys and values of these types can be written, searched by, rotated and attended. Attention would read f32 as f16.
+static const ggml_type types_kv[] = {
+    GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL,
+};
+
+// why the attention of the model cannot have this memory, "" if it can
+static std::string why_not_attention(const llama_model & model, const llama_context_params & cparams) {
+    const auto & hparams = model.hparams;
+
+    const bool causal = cparams.attention_type == LLAMA_ATTENTION_TYPE_UNSPECIFIED ? hparams.causal_attn :
+        cparams.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL;
+
+    const struct {
+        bool         cond;
+        const char * why;
+    } reasons[] = {
+        { llama_model_has_encoder(&model),                         "it has an encoder" },
+        { !causal,                                                 "its attention is not causal" },
+        { llama_model_is_recurrent(&model),                        "it has no attention" },
+        { llama_model_is_hybrid(&model),                           "some of its layers are recurrent" },
+        { hparams.swa_type != LLAMA_SWA_TYPE_NONE,                 "some of its layers attend to a sliding window" },
+        { hparams.is_mla(),                                        "it caches latent vectors (MLA) in place of keys" },
+        { hparams.indexer_head_size > 0,                           "it selects tokens by itself, with an indexer" },
+        { hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f,    "its attention is biased by distance (ALiBi)" },
+        { hparams.use_mrope() || hparams.n_pos_per_embd() > 1,     "its tokens have several positions (M-RoPE)" },
+        { model.arch == LLM_ARCH_GROK,                             "flash attention cannot compute it" },
+        { model.arch == LLM_ARCH_DFLASH,                           "it writes the cache by itself" },
+        { model.split_mode() == LLAMA_SPLIT_MODE_TENSOR,           "its tensors are split over devices, use split_mode = layer" },
+        { cparams.ctx_type != LLAMA_CONTEXT_TYPE_DEFAULT,          "the context is not an ordinary one" },
+    };
+    for (const auto & reason : reasons) {
+        if (reason.cond) {
+            return reason.why;
+        }
+    }
+    return "";
+}
+
+static std::string why_not_type(const llama_model & model, const char * name, ggml_type type, bool is_k) {
+    bool        known = false;
+    std::string names;
+    for (const ggml_type t : types_kv) {
+        known = known || t == type;
+        names += std::string(names.empty() ? "" : t == GGML_TYPE_IQ4_NL ? " or " : ", ") + ggml_type_name(t);
+    }
+    if (!known) {
+        const bool exists = type >= 0 && type < GGML_TYPE_COUNT && ggml_type_name(type);
+        return ::format("%s = %s is not supported by the InfLLM memory: use %s", name,
+                exists ? ggml_type_name(type) : std::to_string(type).c_str(), names.c_str());
+    }
+    for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {
+        const uint32_t n_embd_head = is_k ? model.hparams.n_embd_head_k(il) : model.hparams.n_embd_head_v(il);
+        if (n_embd_head%ggml_blck_size(type) != 0) {
+            return ::format("%s = %s needs heads of a multiple of %d, but layer %u has heads of %u: use f16 or bf16", name,
+                    ggml_type_name(type), int(ggml_blck_size(type)), il, n_embd_head);
+        }
+    }
+    return "";
+}
+
+std::string llama_infllm_why_not(const llama_model & model, const llama_context_params & cparams) {
+    const auto why = why_not_attention(model, cparams);
+    if (!why.empty()) {
+        return "the InfLLM memory does not support the architecture \"" + model.arch_name() + "\": " + why;
+    }
+    const uint32_t n_ctx     = cparams.n_ctx == 0 ? model.hparams.n_ctx_train : cparams.n_ctx;
+    const uint32_t n_ctx_seq = cparams.kv_unified ? n_ctx : n_ctx/std::max(1u, cparams.n_seq_max);
+    const uint32_t n_pos_max = llama_infllm_n_pos_max(model);
+    if (n_ctx_seq > n_pos_max) {
+        return ::format("n_ctx = %u gives a sequence more tokens than the %u positions that the model has embeddings for: lower n_ctx",
+                n_ctx, n_pos_max);
+    }
+    const auto why_k = why_not_type(model, "type_k", cparams.type_k, true);
+    return why_k.empty() ? why_not_type(model, "type_v", cparams.type_v, false) : why_k;
+}
+
+uint32_t llama_infllm_n_pos_max(const llama_model & model) {
+    return model.pos_embd ? model.pos_embd->ne[1] : UINT32_MAX;
+}

@@ -1,0 +1,235 @@
+// Every architecture of which upstream's tests can make a small random model: while all tokens fit, the graph is that of a
+// plain KV cache, node by node, and so are the logits, bit for bit; beyond, blocks are paged in. Or the context is refused.
+
+int upstream_main(int argc, char ** argv);
+#define main upstream_main
+#include <test-llama-archs.cpp> // upstream's: get_gguf_ctx() and what it can do
+#undef main
+
+#include "llama-infllm.h"
+
+#include "llama-context.h"
+#include "llama-kv-cache.h"
+#include "llama-model.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+namespace {
+
+constexpr uint32_t N_CTX    = 256; // what these models are trained for
+constexpr uint32_t N_UBATCH = 16;
+constexpr uint32_t N_FIT    = 96; // of the 128 resident cells
+
+struct arch_case {
+    llm_arch arch;
+    bool     moe;
+};
+
+std::vector<arch_case> arch_cases() {
+    std::vector<arch_case> res;
+    for (const llm_arch arch : llm_arch_all()) {
+        if (!arch_supported(arch) || !llama_model_saver_supports_arch(arch) || arch == LLM_ARCH_EAGLE3 || arch == LLM_ARCH_DFLASH) {
+            continue; // as in upstream's save_models()
+        }
+        for (const bool moe : { false, true }) {
+            if (moe ? moe_implemented(arch) : !moe_mandatory(arch)) {
+                res.push_back({ arch, moe });
+            }
+        }
+    }
+    return res;
+}
+
+std::ostream & operator<<(std::ostream & os, const arch_case & c) {
+    return os << llm_arch_name(c.arch) << (c.moe ? "_moe" : "");
+}
+
+std::string arch_name(const testing::TestParamInfo<arch_case> & info) {
+    std::string res = testing::PrintToString(info.param);
+    std::replace_if(res.begin(), res.end(), [](unsigned char c) { return !std::isalnum(c); }, '_');
+    return res;
+}
+
+// the nodes of the graphs that a context computes, as text
+struct graph_log {
+    std::vector<std::string>             nodes;
+    std::map<const ggml_tensor *, size_t> idx;
+
+    void clear() {
+        nodes.clear();
+        idx.clear();
+    }
+
+    static bool callback(ggml_tensor * t, bool ask, void * user_data) {
+        if (ask) {
+            static_cast<graph_log *>(user_data)->add(t);
+        }
+        return false;
+    }
+
+private:
+    void add(const ggml_tensor * t) {
+        std::ostringstream os;
+        os << ggml_op_desc(t) << ' ' << ggml_type_name(t->type);
+        for (int i = 0; i < GGML_MAX_DIMS; ++i) {
+            os << ' ' << t->ne[i];
+            if (t->ne[i] > 1) {
+                os << '/' << t->nb[i];
+            }
+        }
+        for (const int32_t p : t->op_params) { // precision, RoPE, offset of a view, ...
+            os << ' ' << p;
+        }
+        for (const ggml_tensor * src : t->src) {
+            if (const auto it = idx.find(src); it != idx.end()) {
+                os << " #" << it->second;
+            } else if (src) {
+                os << ' ' << ggml_type_name(src->type) << '[' << src->ne[0] << ']'; // a weight, an input or cells
+            }
+        }
+        idx[t] = nodes.size();
+        nodes.push_back(os.str());
+    }
+};
+
+llama_infllm_params small_params(llama_infllm_position position) {
+    auto prm = llama_infllm_default_params();
+    prm.n_init            = 8;
+    prm.n_local           = 32;
+    prm.block_size        = 8;
+    prm.topk              = 4;
+    prm.max_cached_blocks = 8;
+    prm.n_score           = 8;
+    prm.position          = position;
+    return prm;
+}
+
+llama_context_params context_params(graph_log * log) {
+    auto cprm = llama_context_default_params();
+    cprm.n_ctx             = N_CTX;
+    cprm.n_ubatch          = N_UBATCH;
+    cprm.n_threads         = 1;
+    cprm.n_threads_batch   = 1;
+    cprm.no_perf           = true;
+    cprm.flash_attn_type   = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    cprm.cb_eval           = log ? graph_log::callback : nullptr;
+    cprm.cb_eval_user_data = log;
+    return cprm;
+}
+
+// logits of all tokens
+std::vector<float> feed(llama_context * ctx, const std::vector<llama_token> & tokens, uint32_t p0, uint32_t p1) {
+    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+
+    common_batch batch(ctx);
+    for (uint32_t p = p0; p < p1; ++p) {
+        batch.add(tokens[p], p, 0, true);
+    }
+    const int rc = llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch.get());
+    EXPECT_EQ(rc, 0) << llama_infllm_last_error();
+
+    std::vector<float> res;
+    for (uint32_t i = 0; rc == 0 && i < p1 - p0; ++i) {
+        const float * logits = llama_get_logits_ith(ctx, i);
+        res.insert(res.end(), logits, logits + n_vocab);
+    }
+    return res;
+}
+
+// The memory cannot be ours, in upstream's words.
+bool needs_another_memory(const llama_model & model, const llama_context & plain) {
+    const auto & hparams = model.hparams;
+    return !dynamic_cast<llama_kv_cache *>(plain.get_memory()) || hparams.is_mla() || hparams.use_alibi || hparams.use_mrope() ||
+        hparams.f_max_alibi_bias > 0.0f || hparams.n_pos_per_embd() > 1 || !plain.get_cparams().flash_attn;
+}
+
+} // namespace
+
+class LlamaArch : public testing::TestWithParam<arch_case> {};
+
+INSTANTIATE_TEST_SUITE_P(All, LlamaArch, testing::ValuesIn(arch_cases()), arch_name);
+
+TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+
+    auto               mprm    = llama_model_default_params();
+    ggml_backend_dev_t devices = nullptr;
+    mprm.devices = &devices;
+    tensor_data_params weights = { /*.seed =*/ 1, /*.stdev =*/ 0.1f };
+
+    const auto gguf = get_gguf_ctx(GetParam().arch, GetParam().moe);
+    llama_model_ptr model(llama_model_init_from_user(gguf.get(), set_tensor_data, &weights, mprm));
+    ASSERT_TRUE(model);
+    if (const auto type = llama_model_rope_type(model.get()); type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) {
+        // that of GLM4 and others has M-RoPE as an option, which models of text do not have
+        gguf_remove_key(gguf.get(), (std::string(llm_arch_name(GetParam().arch)) + ".rope.dimension_sections").c_str());
+        model.reset(llama_model_init_from_user(gguf.get(), set_tensor_data, &weights, mprm));
+        ASSERT_TRUE(model);
+    }
+
+    graph_log log_plain;
+    graph_log log;
+    const llama_context_ptr plain(llama_init_from_model(model.get(), context_params(&log_plain)));
+    ASSERT_TRUE(plain);
+
+    auto       prm       = small_params(LLAMA_INFLLM_POSITION_TRUE);
+    const auto cprm      = context_params(&log);
+    const bool supported = llama_infllm_params_resolve(model.get(), &cprm, &prm);
+
+    const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, small_params(LLAMA_INFLLM_POSITION_TRUE)));
+    EXPECT_EQ(ctx != nullptr, supported);
+    EXPECT_EQ(ctx == nullptr, needs_another_memory(*model, *plain)) << llama_infllm_last_error();
+    if (!ctx) {
+        const std::string expected = std::string("architecture \"") + llm_arch_name(GetParam().arch) + "\": ";
+        EXPECT_NE(std::string(llama_infllm_last_error()).find(expected), std::string::npos) << llama_infllm_last_error();
+        return;
+    }
+
+    const auto tokens = get_tokens(N_CTX, llama_vocab_n_tokens(llama_model_get_vocab(model.get())), 1);
+
+    for (uint32_t p = 0; p < N_FIT;) {
+        const uint32_t n = p < N_FIT - 2 ? std::min(N_UBATCH, N_FIT - 2 - p) : 1;
+        log_plain.clear();
+        log.clear();
+        const auto a = feed(plain.get(), tokens, p, p + n);
+        const auto b = feed(ctx.get(),   tokens, p, p + n);
+        ASSERT_EQ(log_plain.nodes.size(), log.nodes.size());
+        for (size_t i = 0; i < log.nodes.size(); ++i) {
+            ASSERT_EQ(log_plain.nodes[i], log.nodes[i]) << "node " << i << " at token " << p;
+        }
+        ASSERT_EQ(a, b) << "at token " << p;
+        p += n;
+    }
+    for (auto * c : { plain.get(), ctx.get() }) {
+        llama_set_causal_attn(c, false); // some programs do so for images
+    }
+    ASSERT_EQ(feed(plain.get(), tokens, N_FIT, N_FIT + N_UBATCH), feed(ctx.get(), tokens, N_FIT, N_FIT + N_UBATCH));
+
+    for (const auto position : { LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM }) {
+        if (position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
+            continue;
+        }
+        const llama_context_ptr far(llama_infllm_init_from_model(model.get(), context_params(nullptr), small_params(position)));
+        ASSERT_TRUE(far) << llama_infllm_last_error();
+        for (uint32_t p = 0; p < N_CTX; p += N_UBATCH) {
+            for (const float x : feed(far.get(), tokens, p, p + N_UBATCH)) {
+                ASSERT_TRUE(std::isfinite(x)) << "at token " << p;
+            }
+        }
+        llama_infllm_stats stats = {};
+        ASSERT_TRUE(llama_infllm_get_stats(far.get(), -1, &stats));
+        EXPECT_GT(stats.n_page_in, 0u);
+        EXPECT_EQ(llama_infllm_check_slots(far.get()), 0u);
+    }
+
+    // positions that are rows of a tensor end with it
+    if (model->pos_embd) {
+        auto longer = context_params(nullptr);
+        longer.n_ctx = N_CTX + 1;
+        const llama_context_ptr none(llama_infllm_init_from_model(model.get(), longer, small_params(LLAMA_INFLLM_POSITION_TRUE)));
+        EXPECT_FALSE(none);
+        EXPECT_NE(std::string(llama_infllm_last_error()).find("n_ctx = 257"), std::string::npos) << llama_infllm_last_error();
+    }
+}
