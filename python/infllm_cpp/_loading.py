@@ -12,6 +12,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from . import _core
+from ._sizes import ContextSizes, context_limit
 from .config import InfLLMConfig
 from .models import check_gguf
 
@@ -65,6 +66,33 @@ def resolve_infllm(
         n_ubatch = min(n_ubatch_auto, n_local)
     n_ubatch = min(n_ubatch, n_batch)
     return model.infllm_resolve(n_ctx, n_batch, n_ubatch, type_k, type_v, params), n_ubatch
+
+
+def context_sizes(
+    model: _core.Model,
+    config: InfLLMConfig,
+    n_batch: int,
+    n_ubatch: int | None,
+    type_k: KVType,
+    type_v: KVType,
+) -> ContextSizes:
+    """What ``n_ctx=0`` means with the method; ValueError when the parameters cannot work at any length."""
+    n_ctx_train = model.n_ctx_train()
+
+    def limit(n_ctx: int) -> int:
+        params, n_ubatch_used = resolve_infllm(model, config, n_ctx, n_batch, n_ubatch, type_k, type_v)
+        assert params is not None
+        n_cells = _core.infllm_n_cells(params, n_ubatch_used)
+        return context_limit(model, params, n_cells, type_k, type_v)
+
+    n_max = limit(n_ctx_train)
+    if n_max > n_ctx_train:
+        try:
+            n_max = limit(n_max)
+        except ValueError:
+            # such as a window that leaves no room for positions below the training length
+            n_max = n_ctx_train
+    return ContextSizes(n_ctx_train, n_max)
 
 
 def make_context(
@@ -125,6 +153,22 @@ def _reason(log: str) -> str:
     for prefix in ("error loading model: ", "failed to initialize the context: "):
         line = line.removeprefix(prefix)
     return line
+
+
+def check_context(
+    n_ctx: int, n_batch: int, n_ubatch: int | None, type_k: str, type_v: str
+) -> tuple[KVType, KVType]:
+    """Types of K and V; ValueError or TypeError where a parameter is out of range for any model."""
+    check_range("n_ctx", n_ctx, 0, 2**31 - 1)
+    check_range("n_batch", n_batch, 1, 2**31 - 1)
+    check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
+    return check_kv_type("type_k", type_k), check_kv_type("type_v", type_v)
+
+
+def check_decoder(model: _core.Model, path: str) -> None:
+    """ValueError unless a model can generate text here."""
+    if not model.has_decoder() or model.has_encoder():
+        raise ValueError(f"{path} is not a decoder-only model: it cannot generate text here")
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:

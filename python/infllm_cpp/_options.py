@@ -16,8 +16,6 @@ from . import models
 from .config import InfLLMConfig
 from .llama import CompletionOptions, Llama
 
-N_CTX = 32768
-
 _default = InfLLMConfig()
 
 
@@ -43,13 +41,13 @@ class ModelOptions:
         ),
     ] = None
     n_ctx: Annotated[
-        int | None,
+        int,
         _option(
             _MODEL,
-            "Tokens that the context can hold; 0: the training length.",
-            default=f"{N_CTX}; 0 with --no-infllm",
+            "Tokens that the context can hold; 0: as many as there is memory for, or with --no-infllm the "
+            "training length.",
         ),
-    ] = None
+    ] = 0
     n_batch: Annotated[int, _option(_MODEL, "Tokens given to llama.cpp at once.")] = 512
     n_ubatch: Annotated[
         int | None, _option(_MODEL, "Tokens computed at once.", default="512, less for a small --n-local")
@@ -129,12 +127,6 @@ class ModelOptions:
         """The model file, fetched if it has to be."""
         return fetch_demo_model() if self.model is None else models.find(self.model)
 
-    def n_ctx_or_default(self) -> int:
-        """--n-ctx, or its default; 0: the training length."""
-        if self.n_ctx is not None:
-            return self.n_ctx
-        return 0 if self.no_infllm else N_CTX
-
 
 @dataclass
 class RunOptions(ModelOptions):
@@ -169,7 +161,7 @@ class RunOptions(ModelOptions):
     def llama_options(self) -> dict[str, Any]:
         """As keyword arguments of `Llama`, but for the model and the memory."""
         return {
-            "n_ctx": self.n_ctx_or_default(),
+            "n_ctx": self.n_ctx,
             "n_batch": self.n_batch,
             "n_ubatch": self.n_ubatch,
             "n_threads": self.n_threads,
@@ -184,7 +176,7 @@ class RunOptions(ModelOptions):
 
     def refuse_n_ctx(self, instead: str) -> None:
         """Raise ValueError for --n-ctx, where the option `instead` says how long contexts are."""
-        if self.n_ctx is not None:
+        if self.n_ctx:
             raise ValueError(f"n_ctx = {self.n_ctx} has no use here: contexts are as long as {instead} says")
 
     def load(self) -> Llama:

@@ -19,14 +19,22 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int], object]
 TraceCallback = Callable[[_core.TraceEvent], object]
 
+_N_ANSWER = 512  # tokens: where the context follows the text, answers up to here never move to a longer one
+
 
 class Reader:
     """The part of `Llama` that holds the context: one call computes at a time."""
 
     def __init__(
-        self, model: _core.Model, ctx: _core.Context, n_ctx: int, progress: ProgressCallback | None
+        self,
+        model: _core.Model,
+        ctx: _core.Context,
+        n_ctx: int,
+        progress: ProgressCallback | None,
+        resize: Callable[[int, bool], _core.Context | None] | None = None,
     ) -> None:
         self.progress = progress
+        self._resize = resize
 
         self._lock = threading.Lock()
         self._owner: int | None = None  # thread that holds the lock
@@ -187,17 +195,36 @@ class Reader:
         with self._computing():
             self._version += 1
             self._ctx.interrupt_clear()
+            if not self._tokens:
+                self._fit(min(len(tokens), self._n_ctx), shrink=True)
             return self._eval(tokens, all_logits, progress or self.progress)
+
+    def _fit(self, n_tokens: int, shrink: bool = False) -> list[int]:
+        """Make the context one for `n_tokens`, where it follows the text: the tokens that are stored no more.
+
+        `shrink`: also where a shorter one is enough, so that what came before makes no difference.
+        """
+        ctx = self._resize and self._resize(n_tokens, shrink)
+        if ctx is None:
+            return []
+        stored = self.tokens
+        self._truncate(0)
+        ctx.set_trace(self._trace is not None)
+        self._ctx_or_none = ctx
+        return stored
 
     def _eval(
         self, tokens: Sequence[int], all_logits: bool = False, progress: ProgressCallback | None = None
     ) -> npt.NDArray[np.float32] | None:
-        ctx, n_total = self._ctx, len(tokens)
+        n_total = len(tokens)
         if len(self._tokens) + n_total > self._n_ctx:
             raise ValueError(
                 f"{n_total} tokens after {len(self._tokens)} stored ones are more than "
                 f"n_ctx = {self._n_ctx}: use a larger n_ctx, or reset()"
             )
+        if stored := self._fit(len(self._tokens) + n_total):
+            self._eval(stored, progress=progress)
+        ctx = self._ctx
 
         logits = np.empty((n_total, self._model.n_vocab()), dtype=np.float32) if all_logits else None
         outputs = _core.Context.Outputs
@@ -260,6 +287,7 @@ class Reader:
             )
 
     def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
+        self._fit(min(len(tokens) + _N_ANSWER, self._n_ctx), shrink=True)
         # the last token is always evaluated, for its logits
         self._truncate(min(_n_common(self._tokens, tokens), len(tokens) - 1))
         n_cached = len(self._tokens)

@@ -1,9 +1,16 @@
-"""How much memory a context takes."""
+"""How much memory a context takes, and how long one can be."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from . import _core
+from ._system import available_memory
 from .config import CHOICES
+
+_N_PAD = 256  # llama.cpp rounds n_ctx up to a multiple
+_N_CTX_MAX = 2**31 - _N_PAD
+_N_FIRST = 2**18  # tokens: up to here no parameter depends on how far a context is beyond the training length
 
 # bytes of 32 values
 _BYTES_32 = {"f16": 64, "q8_0": 34, "q4_0": 18}
@@ -12,8 +19,10 @@ _BYTES_32 = {"f16": 64, "q8_0": 34, "q4_0": 18}
 def kv_values_per_token(model: _core.Model) -> tuple[int, int]:
     """Values of K and of V of one token in all layers, from the metadata of the GGUF.
 
-    Models whose layers differ are taken to be like their first layer.
+    Models whose layers differ are taken to be like their first layer; (0, 0) without attention.
     """
+    if model.n_head() == 0:
+        return 0, 0
     meta = model.meta()
     arch = meta["general.architecture"]
     head_dim = model.n_embd() // model.n_head()
@@ -38,3 +47,90 @@ def repr_bytes(model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_cel
     if CHOICES["search"][params.search] == "keys":  # every third layer has them
         n_k = n_k // model.n_layer() * -(-model.n_layer() // 3)
     return 2 * params.n_repr * n_group * n_k * -(-n_blocks // 64) * 64
+
+
+@dataclass(frozen=True)
+class ContextBytes:
+    """What a context with the InfLLM memory takes when it is full, bytes; cells of its resident buffer."""
+
+    n_cells: int
+    resident: float
+    repr: int
+    store: float
+
+
+def context_bytes(
+    model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_ubatch: int, type_k: str, type_v: str
+) -> ContextBytes:
+    """Sizes for resolved parameters."""
+    per_token = kv_bytes_per_token(model, type_k, type_v)
+    n_cells = -(-min(_core.infllm_n_cells(params, n_ubatch), n_ctx) // _N_PAD) * _N_PAD
+    return ContextBytes(
+        n_cells=n_cells,
+        resident=n_cells * per_token,
+        repr=repr_bytes(model, params, n_ctx, n_cells),
+        store=max(0, n_ctx - params.n_init - params.n_local) * per_token,
+    )
+
+
+def context_limit(
+    model: _core.Model, params: _core.InfLLMParams, n_cells: int, type_k: str, type_v: str
+) -> int:
+    """Tokens that a context with the InfLLM memory can hold: by the memory there is and by `store_max_bytes`.
+
+    Counted are the weights, which may not be in memory yet, the resident buffer, and K, V and representative
+    keys of every token. An eighth of what is available is left to everything else.
+
+    Parameters
+    ----------
+    model : Model
+    params : InfLLMParams
+        Resolved.
+    n_cells : int
+        Cells of the resident buffer.
+    type_k, type_v : str
+        Types of K and V.
+
+    Returns
+    -------
+    int
+        A multiple of 256, at least `n_cells`; 2**31 - 256 where the system does not tell its memory.
+    """
+    per_token = kv_bytes_per_token(model, type_k, type_v)
+    n_max = float(_N_CTX_MAX)
+    if params.store_max_bytes:
+        # a block has a few bytes beside K and V
+        n_max = params.n_init + params.n_local + params.store_max_bytes / (1.02 * per_token)
+    available = available_memory()
+    if available is not None:
+        n_far = 64 * n_cells
+        repr_per_token = repr_bytes(model, params, n_far, n_cells) / n_far
+        for_tokens = available * 7 / 8 - model.size() - n_cells * per_token
+        n_max = min(n_max, for_tokens / (per_token + repr_per_token))
+    return min(_N_CTX_MAX, max(int(n_max), n_cells)) // _N_PAD * _N_PAD
+
+
+@dataclass(frozen=True)
+class ContextSizes:
+    """Sizes of the contexts of a text that grows.
+
+    Within the training length a context has true positions and more representative keys, so the first one is
+    no longer than that. Each following one is for so many more tokens that texts are seldom read again.
+
+    Parameters
+    ----------
+    n_ctx_train : int
+        Training length, tokens.
+    limit : int
+        The largest size, tokens.
+    """
+
+    n_ctx_train: int
+    limit: int
+
+    def size(self, n_tokens: int) -> int:
+        """Size of the context for `n_tokens` tokens; the limit if they are more."""
+        size = self.n_ctx_train
+        while size < min(n_tokens, self.limit):
+            size = max(2 * size, _N_FIRST)
+        return min(size, self.limit)

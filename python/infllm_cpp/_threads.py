@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from ._system import read_text
 
 
 def default_n_threads() -> int:
@@ -14,19 +15,12 @@ def default_n_threads() -> int:
         cpus = os.sched_getaffinity(0)
         # two hyper-threads of a core are slower than one: they wait for each other at every operation
         cores = {
-            _read(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list") or str(i) for i in cpus
+            read_text(f"/sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list") or str(i) for i in cpus
         }
         n_cores = len(cores)
 
-    quota = _read("/sys/fs/cgroup/cpu.max").split()  # "max 100000", or microseconds of a period
+    quota = read_text("/sys/fs/cgroup/cpu.max").split()  # "max 100000", or microseconds of a period
     if len(quota) == 2 and quota[0].isdigit() and int(quota[1]) > 0:
         n_cores = min(n_cores, max(1, int(quota[0]) // int(quota[1])))
 
     return n_cores
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

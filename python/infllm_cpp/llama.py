@@ -8,8 +8,18 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 
 from . import _core, chat
 from ._devices import choose_devices
+from ._following import FollowingContext
 from ._generation import Generator
-from ._loading import KVType, check_kv_type, check_range, load_model, make_context, resolve_infllm
+from ._loading import (
+    KVType,
+    check_context,
+    check_decoder,
+    check_range,
+    context_sizes,
+    load_model,
+    make_context,
+    resolve_infllm,
+)
 from ._reading import ProgressCallback, TraceCallback
 from ._responses import chat_chunks, completion_chunks, join_chat, join_completion
 from ._sizes import kv_bytes_per_token
@@ -51,8 +61,8 @@ class Llama(Generator):
     model_path : str or os.PathLike
         A GGUF file.
     n_ctx : int
-        Tokens that the context can hold. 0: the training length. With the method the memory for them is
-        taken as they come.
+        Tokens that the context can hold. 0: as many as there is memory for, and `store_max_bytes`; or the
+        training length without the method. With the method memory is taken as tokens come.
     n_batch : int
         Tokens given to ``llama_decode`` at once: progress is reported this often.
     n_ubatch : int or None
@@ -111,6 +121,10 @@ class Llama(Generator):
     Thread safety: one call computes at a time, others wait for it. `stats` and `interrupt` never wait. A call
     from within a callback of the same object raises RuntimeError.
 
+    With the method and ``n_ctx=0`` the context follows the text: up to the training length it is one of that
+    length, with true positions; a text that outgrows it is read again, once, by one without that limit.
+    `infllm` tells the parameters of now, `n_ctx` the limit.
+
     Ctrl-C stops a computation within a fraction of a second. What was stored until then stays stored, so
     that the same prompt given again continues where it stopped.
     """
@@ -140,15 +154,11 @@ class Llama(Generator):
         verbose: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
-        check_range("n_ctx", n_ctx, 0, 2**31 - 1)
-        check_range("n_batch", n_batch, 1, 2**31 - 1)
-        check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
+        type_k, type_v = check_context(n_ctx, n_batch, n_ubatch, type_k, type_v)
         check_range("n_threads", n_threads, 1, 512)
         check_range("n_threads_batch", n_threads_batch, 1, 512)
         check_range("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
         check_range("seed", seed, 0, 2**32 - 1)
-        check_kv_type("type_k", type_k)
-        check_kv_type("type_v", type_v)
         for share in tensor_split or ():
             check_range("tensor_split", share, 0, 1e6)
         if infllm is not None and not isinstance(infllm, InfLLMConfig):
@@ -170,26 +180,32 @@ class Llama(Generator):
             use_mmap=use_mmap,
             use_mlock=use_mlock,
         )
-        if not model.has_decoder() or model.has_encoder():
-            raise ValueError(f"{self.model_path} is not a decoder-only model: it cannot generate text here")
-
-        n_ctx = n_ctx or model.n_ctx_train()
-        params, n_ubatch = resolve_infllm(model, infllm, n_ctx, n_batch, n_ubatch, type_k, type_v)
+        check_decoder(model, self.model_path)
         n_threads = n_threads or default_n_threads()
-        ctx = make_context(
-            model,
-            n_ctx,
-            n_batch,
-            n_ubatch,
-            n_threads,
-            n_threads_batch or n_threads,
-            type_k,
-            type_v,
-            offload_kqv,
-            flash_attn,
-            params,
-        )
-        super().__init__(model, ctx, n_ctx, progress)
+
+        def make(size: int) -> _core.Context:
+            params, n_ubatch_used = resolve_infllm(model, infllm, size, n_batch, n_ubatch, type_k, type_v)
+            return make_context(
+                model,
+                size,
+                n_batch,
+                n_ubatch_used,
+                n_threads,
+                n_threads_batch or n_threads,
+                type_k,
+                type_v,
+                offload_kqv,
+                flash_attn,
+                params,
+            )
+
+        if n_ctx == 0 and infllm is not None:
+            sizes = context_sizes(model, infllm, n_batch, n_ubatch, type_k, type_v)
+            following = FollowingContext(sizes, make)
+            super().__init__(model, following.first(), sizes.limit, progress, following.resize)
+        else:
+            n_ctx = n_ctx or model.n_ctx_train()
+            super().__init__(model, make(n_ctx), n_ctx, progress)
 
     # -- the model ---------------------------------------------------------------------------------
 

@@ -1,0 +1,45 @@
+"""A context that follows its text: of the training length while that is enough, else as long as needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import _core
+from ._sizes import ContextSizes
+
+
+class FollowingContext:
+    """Makes the contexts of a text that grows.
+
+    Parameters
+    ----------
+    sizes : ContextSizes
+    make : callable
+        A context of a size.
+    """
+
+    def __init__(self, sizes: ContextSizes, make: Callable[[int], _core.Context]) -> None:
+        self._sizes = sizes
+        self._make = make
+        self._size = sizes.size(0)
+
+    def first(self) -> _core.Context:
+        """The context to begin with."""
+        return self._make(self._size)
+
+    def resize(self, n_tokens: int, shrink: bool) -> _core.Context | None:
+        """Another context, for `n_tokens` tokens; ``None`` where the one there is is right.
+
+        Parameters
+        ----------
+        n_tokens : int
+        shrink : bool
+            A context is right only if it is the one that would be made for `n_tokens` alone.
+        """
+        size = self._sizes.size(n_tokens)
+        if size == self._size or (size < self._size and not shrink):
+            return None
+        # both exist for a moment: should there be no memory for the new one, the old one goes on
+        ctx = self._make(size)
+        self._size = size
+        return ctx
