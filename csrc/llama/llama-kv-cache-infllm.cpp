@@ -76,7 +76,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
         auto & ctx = ctx_map[buft];
         if (!ctx) {
-            ctx.reset(ggml_init({ 9*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
+            ctx.reset(ggml_init({ 12*hparams.n_layer_all*ggml_tensor_overhead(), nullptr, true }));
         }
 
         layer l = {};

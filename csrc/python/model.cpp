@@ -7,12 +7,13 @@
 #include <stdexcept>
 
 ggml_type type_from_name(const std::string & name) {
-    for (ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
-        if (name == ggml_type_name(type)) {
-            return type;
+    for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
+        const char * known = ggml_type_name(ggml_type(type)); // nullptr: a number that is not in use
+        if (known && name == known) {
+            return ggml_type(type);
         }
     }
-    throw std::invalid_argument("K/V type '" + name + "' is unknown: use 'f16', 'q8_0' or 'q4_0'");
+    throw std::invalid_argument("'" + name + "' is no type of ggml");
 }
 
 model::model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,

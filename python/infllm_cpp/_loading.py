@@ -16,7 +16,7 @@ from ._sizes import ContextSizes, context_limit
 from .config import InfLLMConfig
 from .models import check_gguf
 
-KVType = Literal["f16", "q8_0", "q4_0"]
+KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 _N_UBATCH = 512
 
@@ -185,4 +185,4 @@ def check_kv_type(name: str, value: str) -> KVType:
     """`value`, or ValueError naming `name`."""
     if value in get_args(KVType):
         return cast(KVType, value)
-    raise ValueError(f"{name} = {value!r} is unknown: use 'f16', 'q8_0' or 'q4_0'")
+    raise ValueError(f"{name} = {value!r} is unknown: use one of {', '.join(get_args(KVType))}")

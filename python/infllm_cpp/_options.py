@@ -52,8 +52,8 @@ class ModelOptions:
     n_ubatch: Annotated[
         int | None, _option(_MODEL, "Tokens computed at once.", default="512, less for a small --n-local")
     ] = None
-    type_k: Annotated[str, _option(_MODEL, "Type of K: f16, q8_0 or q4_0.")] = "f16"
-    type_v: Annotated[str, _option(_MODEL, "Type of V: f16, q8_0 or q4_0.")] = "f16"
+    type_k: Annotated[str, _option(_MODEL, "K: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.")] = "f16"
+    type_v: Annotated[str, _option(_MODEL, "V: likewise.")] = "f16"
 
     no_infllm: Annotated[bool, _option(_MEMORY, "Plain llama.cpp.", "--no-infllm")] = False
     n_init: Annotated[int, _option(_MEMORY, "Init tokens, always resident.")] = _default.n_init

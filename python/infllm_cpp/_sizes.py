@@ -13,7 +13,16 @@ _N_CTX_MAX = 2**31 - _N_PAD
 _N_FIRST = 2**18  # tokens: up to here no parameter depends on how far a context is beyond the training length
 
 # bytes of 32 values
-_BYTES_32 = {"f16": 64, "q8_0": 34, "q4_0": 18}
+_BYTES_32 = {
+    "f16": 64,
+    "bf16": 64,
+    "q8_0": 34,
+    "q5_1": 24,
+    "q5_0": 22,
+    "q4_1": 20,
+    "q4_0": 18,
+    "iq4_nl": 18,
+}
 
 
 def kv_values_per_token(model: _core.Model) -> tuple[int, int]:

@@ -84,7 +84,7 @@ class Llama(Generator):
         ``LLAMA_INFLLM``, which is for other programs, is ignored.
     seed : int
         Seed of the sampler where a call gives none; 0xFFFFFFFF: a random one.
-    type_k, type_v : {"f16", "q8_0", "q4_0"}
+    type_k, type_v : {"f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"}
         Types of K and V.
     use_mmap, use_mlock : bool
         Map the file into memory; keep it from being swapped out.

@@ -78,7 +78,7 @@ def test_a_file_of_noise(tmp_path: Path) -> None:
         ({"n_threads": 0}, ["n_threads = 0", "1"]),
         ({"n_gpu_layers": -2}, ["n_gpu_layers = -2", "-1"]),
         ({"seed": -1}, ["seed = -1", "0"]),
-        ({"type_k": "q5_1"}, ["type_k = 'q5_1'", "q8_0"]),
+        ({"type_k": "q6_K"}, ["type_k = 'q6_K'", "q8_0"]),
         ({"type_v": "f32"}, ["type_v = 'f32'", "q8_0"]),
         ({"infllm": InfLLMConfig(topk=5, max_cached_blocks=4)}, ["topk = 5", "max_cached_blocks = 4"]),
         ({"infllm": InfLLMConfig(block_size=0)}, ["block_size = 0", "1"]),

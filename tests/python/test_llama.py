@@ -336,7 +336,7 @@ def test_metadata(llm: Llama) -> None:
     assert llm.n_ctx_train() == 8192
 
 
-@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+@pytest.mark.parametrize("kv_type", ["bf16", "q8_0", "q4_0"])
 def test_quantised_k_and_v(model_path: Path, kv_type: str, passkey: tuple[list[int], str]) -> None:
     tokens, key = passkey
     with Llama(model_path, n_ctx=1024, infllm=SMALL, type_k=kv_type, type_v=kv_type) as llm:  # type: ignore[arg-type]
