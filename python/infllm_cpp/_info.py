@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from . import _core
 from . import _terminal as term
-from ._loading import check_context, check_decoder, context_sizes, load_model, resolve_infllm
+from ._loading import (
+    KVType,
+    check_context,
+    check_decoder,
+    context_sizes,
+    load_model,
+    make_context,
+    resolve_infllm,
+)
 from ._options import ModelOptions
 from ._sizes import context_bytes, kv_bytes_per_token
 from ._system import available_memory
 from .config import InfLLMConfig
 
+_N_CTX_TRIED = 4096  # tokens: whether a context can be made does not depend on more
+
 
 def print_info(options: ModelOptions) -> None:
-    """Print what the model is and what a context would need."""
-    type_k, type_v = check_context(
-        options.n_ctx, options.n_batch, options.n_ubatch, options.type_k, options.type_v
-    )
+    """Print what the model is and what a context would need, or why it cannot be made."""
+    types = check_context(options.n_ctx, options.n_batch, options.n_ubatch, options.type_k, options.type_v)
+    config = options.config()
     path = options.path()
     model = load_model(path, no_alloc=True)
     meta = model.meta()
     n_ctx_train = model.n_ctx_train()
-    per_token = kv_bytes_per_token(model, type_k, type_v)
 
     _row("file", str(path))
     _row("name", meta.get("general.name", ""))
@@ -32,37 +40,54 @@ def print_info(options: ModelOptions) -> None:
     _row("attention", f"{model.n_layer()} layers, {model.n_head()} heads, {model.n_head_kv()} KV heads")
     _row("training length", f"{n_ctx_train:,} tokens")
     _row("chat template", "yes" if model.chat_template() else "no")
-    try:
-        check_decoder(model, str(path))
-    except ValueError as err:
-        _row("contexts", f"not possible: {err}")
-        return
-    if per_token:
-        n_plain = options.n_ctx or n_ctx_train
-        _row("K and V", f"{per_token:,.0f} bytes per token ({type_k}, {type_v})")
-        _row("plain llama.cpp", f"{term.format_bytes(n_plain * per_token)} resident for n_ctx = {n_plain:,}")
+    if per_token := kv_bytes_per_token(model, *types):
+        _row("K and V", f"{per_token:,.0f} bytes per token ({types[0]}, {types[1]})")
 
-    config = options.config()
+    memories = {"plain llama.cpp": lambda: _print_plain(options, model, types)}
     if config is not None:
+        memories["InfLLM memory"] = lambda: _print_memory(options, model, config, types)
+    for name, print_row in memories.items():
         try:
-            _print_memory(options, model, config)
-        except ValueError as err:
-            _row("InfLLM memory", f"not possible: {err}")
+            check_decoder(model, str(path))
+            print_row()
+        except (ValueError, RuntimeError, MemoryError) as err:
+            _row(name, f"not possible: {err}")
 
 
 def _row(name: str, value: str) -> None:
     print(f"{name:<15}  {value}")
 
 
-def _print_memory(options: ModelOptions, model: _core.Model, config: InfLLMConfig) -> None:
-    type_k, type_v = check_context(
-        options.n_ctx, options.n_batch, options.n_ubatch, options.type_k, options.type_v
-    )
-    sizes = context_sizes(model, config, options.n_batch, options.n_ubatch, type_k, type_v)
+def _try_context(
+    options: ModelOptions,
+    model: _core.Model,
+    n_ctx: int,
+    n_ubatch: int,
+    types: tuple[KVType, KVType],
+    params: _core.InfLLMParams | None,
+) -> None:
+    """Make the context, which takes no memory as the weights are not loaded: what refuses it raises."""
+    make_context(model, min(n_ctx, _N_CTX_TRIED), options.n_batch, n_ubatch, 1, 1, *types, True, None, params)
+
+
+def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType, KVType]) -> None:
+    n_ctx = options.n_ctx or model.n_ctx_train()
+    _, n_ubatch = resolve_infllm(model, None, n_ctx, options.n_batch, options.n_ubatch, *types)
+    _try_context(options, model, n_ctx, n_ubatch, types, None)
+    if per_token := kv_bytes_per_token(model, *types):
+        _row("plain llama.cpp", f"{term.format_bytes(n_ctx * per_token)} resident for n_ctx = {n_ctx:,}")
+
+
+def _print_memory(
+    options: ModelOptions, model: _core.Model, config: InfLLMConfig, types: tuple[KVType, KVType]
+) -> None:
+    sizes = context_sizes(model, config, options.n_batch, options.n_ubatch, *types)
     n_ctx = options.n_ctx or sizes.limit
-    params, n_ubatch = resolve_infllm(model, config, n_ctx, options.n_batch, options.n_ubatch, type_k, type_v)
+    params, n_ubatch = resolve_infllm(model, config, n_ctx, options.n_batch, options.n_ubatch, *types)
     assert params is not None
-    size = context_bytes(model, params, n_ctx, n_ubatch, type_k, type_v)
+    _try_context(options, model, n_ctx, n_ubatch, types, params)
+
+    size = context_bytes(model, params, n_ctx, n_ubatch, *types)
     used = InfLLMConfig._from_params(params)
     _row(
         "InfLLM memory",
@@ -77,14 +102,11 @@ def _print_memory(options: ModelOptions, model: _core.Model, config: InfLLMConfi
     )
 
     available = available_memory()
-    has = (
-        "memory that the system does not tell"
-        if available is None
-        else (f"{term.format_bytes(available)} available")
-    )
+    has = "unknown" if available is None else f"{term.format_bytes(available)} available"
     if used.store_max_bytes:
         has += f", store_max_bytes = {term.format_bytes(used.store_max_bytes)}"
-    verdict = f"room for {sizes.limit:,} tokens"
+    room = f"room for {sizes.limit:,} tokens"
     if n_ctx > sizes.limit:
-        verdict += f": n_ctx = {n_ctx:,} are more, so that reading them all would fail"
-    _row("memory", f"{has}: {verdict}")
+        room += f": n_ctx = {n_ctx:,} is more than fits, the store alone would take "
+        room += term.format_bytes(size.store)
+    _row("memory", f"{has}: {room}")
