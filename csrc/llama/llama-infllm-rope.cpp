@@ -57,7 +57,8 @@ std::vector<infllm::rotation> llama_infllm_rope::rotations(const std::vector<lla
     // rotating the vector (1, 0) of every pair gives (cos, sin)
     ggml_tensor * x   = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_rot, 1, n);
     ggml_tensor * pos = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
-    ggml_tensor * ff  = factors ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, factors->ne[0]) : nullptr;
+    // a model that is not loaded, to measure contexts, has factors without data: any rotations will do
+    ggml_tensor * ff  = factors && factors->data ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, factors->ne[0]) : nullptr;
     ggml_tensor * y   = build(ctx.get(), x, pos, ff);
     ggml_cgraph * gf  = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(gf, y);

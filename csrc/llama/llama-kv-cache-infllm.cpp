@@ -33,6 +33,19 @@ static uint32_t n_block_ctx(const llama_kv_cache_infllm::params & prm, const inf
     return GGML_PAD((prm.n_ctx_seq - prm.infllm.n_init)/prm.infllm.block_size + 1, 64);
 }
 
+// no_alloc: the context is made to be measured, see memory_breakdown(); a buffer without bytes keeps the tensors where they
+// would be
+static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
+    if (!no_alloc) {
+        return ggml_backend_buffer_ptr(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft));
+    }
+    ggml_backend_buffer_ptr res(ggml_backend_buft_alloc_buffer(buft, 0));
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+        t->buffer = res.get();
+    }
+    return res;
+}
+
 llama_kv_cache_infllm::llama_kv_cache_infllm(
         const llama_model & model,
         const llama_cparams & cparams,
@@ -151,7 +164,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
     // zeroed, since attention reads unused cells before it masks them
     for (auto & [buft, ctx] : ctx_map) {
-        ggml_backend_buffer_ptr buf { ggml_backend_alloc_ctx_tensors_from_buft(ctx.get(), buft) };
+        ggml_backend_buffer_ptr buf = allocate(ctx.get(), buft, hparams.no_alloc);
         if (!buf) {
             throw std::runtime_error(::format("failed to allocate the resident buffer of %u cells on %s: "
                     "lower n_local, max_cached_blocks or n_seq_max", n_cells_alloc, ggml_backend_buft_name(buft)));
@@ -164,7 +177,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
     const auto block = [this](int32_t i) -> const auto & { return ropes[i].block; };
     const auto undo  = [this](int32_t i) -> const auto & { return ropes[i].undo;  };
-    if (!pagers->start(block_bytes, block, undo)) {
+    if (!hparams.no_alloc && !pagers->start(block_bytes, block, undo)) {
         if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
             throw std::runtime_error("paging = device, but host and device have no memory to share, or too little of it, or "
                     "share the layers between them: use paging = host, or auto");
@@ -488,8 +501,10 @@ llama_pos llama_kv_cache_infllm::seq_pos_max(llama_seq_id seq_id) const {
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_breakdown() const {
     std::map<ggml_backend_buffer_type_t, size_t> res;
-    for (const auto & [_, buf] : ctxs_bufs) {
-        res[ggml_backend_buffer_get_type(buf.get())] += ggml_backend_buffer_get_size(buf.get());
+    for (const auto & [ctx, buf] : ctxs_bufs) {
+        const auto buft = ggml_backend_buffer_get_type(buf.get());
+        res[buft] += model.hparams.no_alloc ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) :
+            ggml_backend_buffer_get_size(buf.get());
     }
     return res;
 }

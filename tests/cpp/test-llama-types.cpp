@@ -1,26 +1,23 @@
 // All types of K and V that ggml has, with all kinds of heads, on tiny random models of one layer: a context works, past its
 // resident buffer, in both position modes, paged by the host and by the device; or it is refused by a sentence.
 
-#include "gguf.h"
-#include "ggml-cpp.h"
-#include "llama-cpp.h"
+#include "tiny-model.h"
+
 #include "llama-infllm.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <random>
 #include <set>
 #include <string>
 #include <vector>
 
 namespace {
 
-constexpr uint32_t N_CTX    = 256; // also what the models are trained for
+constexpr uint32_t N_CTX    = TINY_N_CTX_TRAIN;
 constexpr uint32_t N_FIT    = 64;  // of 80 resident cells: 8 init, 4 slots of 8, ring of 16 + 8 + 16
 constexpr uint32_t N_UBATCH = 16;
-constexpr int      N_VOCAB  = 32;
 
 const std::set<ggml_type> works = {
     GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL,
@@ -36,39 +33,6 @@ std::vector<ggml_type> all_types() {
         }
     }
     return res;
-}
-
-void set_random(ggml_tensor * t, void * user_data) {
-    auto & rng = *static_cast<std::mt19937 *>(user_data);
-    std::normal_distribution<float> normal(0.0f, 0.1f);
-    std::vector<float> data(ggml_nelements(t));
-    std::generate(data.begin(), data.end(), [&] { return normal(rng); });
-    ASSERT_EQ(t->type, GGML_TYPE_F32);
-    ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
-}
-
-llama_model_ptr make_model(uint32_t n_embd_head) {
-    const gguf_context_ptr gguf(gguf_init_empty());
-    const auto set = [&](const char * name, uint32_t value) { gguf_set_val_u32(gguf.get(), name, value); };
-    gguf_set_val_str(gguf.get(), "general.architecture", "llama");
-    gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
-    gguf_set_val_f32(gguf.get(), "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    set("llama.vocab_size",              N_VOCAB);
-    set("llama.context_length",          N_CTX);
-    set("llama.embedding_length",        32);
-    set("llama.feed_forward_length",     32);
-    set("llama.block_count",             1);
-    set("llama.attention.head_count",    2);
-    set("llama.attention.head_count_kv", 1);
-    set("llama.attention.key_length",    n_embd_head);
-    set("llama.attention.value_length",  n_embd_head);
-    set("llama.rope.dimension_count",    n_embd_head);
-
-    std::mt19937       rng(1);
-    auto               mprm    = llama_model_default_params();
-    ggml_backend_dev_t devices = nullptr;
-    mprm.devices = &devices;
-    return llama_model_ptr(llama_model_init_from_user(gguf.get(), set_random, &rng, mprm));
 }
 
 llama_context_params context_params(ggml_type type_k, ggml_type type_v) {
@@ -100,12 +64,12 @@ llama_infllm_params small_params(llama_infllm_position position, llama_infllm_pa
 std::vector<float> feed(llama_context * ctx, uint32_t p0, uint32_t p1) {
     std::vector<llama_token> tokens;
     for (uint32_t p = p0; p < p1; ++p) {
-        tokens.push_back(llama_token(p*p%N_VOCAB));
+        tokens.push_back(llama_token(p*p%TINY_N_VOCAB));
     }
     const int rc = llama_decode(ctx, llama_batch_get_one(tokens.data(), int32_t(tokens.size())));
     EXPECT_EQ(rc, 0) << llama_infllm_last_error();
     const float * logits = rc == 0 ? llama_get_logits_ith(ctx, -1) : nullptr;
-    return logits ? std::vector<float>(logits, logits + N_VOCAB) : std::vector<float>();
+    return logits ? std::vector<float>(logits, logits + TINY_N_VOCAB) : std::vector<float>();
 }
 
 bool all_finite(const std::vector<float> & x) {
@@ -148,7 +112,7 @@ protected:
     }
 
     void SetUp() override {
-        model = make_model(GetParam());
+        model = tiny_model("llama", GetParam());
         ASSERT_TRUE(model);
         ASSERT_FALSE((f16 = plain_logits(GGML_TYPE_F16, GGML_TYPE_F16)).empty());
     }
