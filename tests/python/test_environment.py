@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import infllm_cpp
+from rpc import BIN_DIR
 
 # llama-cpp-python is installed without libraries of its own by scripts/test.sh
 SCRIPT = """
@@ -58,3 +61,25 @@ def test_a_bad_value_makes_no_context(model_path: Path, passkey: tuple[list[int]
     result = run(model_path, passkey[0], "topk=16,max_cached_blocks=4,n_local=1024")
     assert result.returncode == 1
     assert "Failed to create llama_context" in result.stderr
+
+
+@pytest.mark.skipif(not BIN_DIR, reason="INFLLM_TEST_BIN_DIR has no llama-perplexity: run scripts/test.sh")
+def test_a_tool_that_fits_its_parameters_to_memory(model_path: Path, tmp_path: Path) -> None:
+    """It first opens the model without its weights, to measure contexts."""
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(str(i) for i in range(400)))
+    assert BIN_DIR
+    options = "-c 512 -b 128 -ub 128 --chunks 1 -lv 4 -fit on".split()
+    result = subprocess.run(
+        [Path(BIN_DIR) / "llama-perplexity", "-m", model_path, "-f", text, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LLAMA_INFLLM": "n_local=128,topk=2"},
+        timeout=300,
+        check=False,
+    )
+    output = result.stdout + result.stderr
+    assert result.returncode == 0, output
+    assert "fitting params to device memory" in output
+    assert "InfLLM memory switched on" in output
+    assert "Final estimate" in output
