@@ -8,7 +8,23 @@
 
 #include "ggml-backend.h"
 
+#include <cmath>
 #include <stdexcept>
+
+// orthonormal, and its own inverse
+static void set_hadamard(ggml_tensor * dst) {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    data[0] = 1.0f/std::sqrt(float(dst->ne[0]));
+    for (int64_t i = 0; i < ggml_nelements(dst); ++i) {
+        int sign = 1; // of the bits that row and column have in common
+        for (int64_t bits = (i/dst->ne[0]) & (i%dst->ne[0]); bits; bits &= bits - 1) {
+            sign = -sign;
+        }
+        data[i] = sign*data[0];
+    }
+}
 
 // the inputs of a ubatch, and what the graph depends on beside them
 class llm_graph_input_attn_infllm : public llm_graph_input_attn_kv {
@@ -41,6 +57,7 @@ public:
         if (used(key_shift))    { mctx_infllm->set_input_key_shift(key_shift);  }
         if (used(window))       { mctx_infllm->set_input_window (window);       }
         if (used(info))         { mctx_infllm->set_input_info   (info);         }
+        if (used(self_v_rot))   { set_hadamard(self_v_rot); }
 
         for (const auto & [il, t] : scores) {
             mctx_infllm->set_input_scores(t, il);
@@ -116,6 +133,10 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
         if (n_tokens > 1) {
             inp->w_mean = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
         }
+    }
+
+    if (mctx->get_mem()->rotates_v()) {
+        inp->self_v_rot = new_input(GGML_TYPE_F32, 64, 64, "attn_inp_v_rot");
     }
 
     if (mctx->get_mem()->has_pagers()) {

@@ -98,6 +98,10 @@ void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn);
 // why a context of the model cannot have this memory, whatever its parameters are: a sentence, "" if it can
 std::string llama_infllm_why_not(const llama_model & model, const llama_context_params & cparams);
 
+// Whether values are rotated by a Hadamard matrix before they are quantised, and attention's result back, which spreads
+// outliers: where llama_kv_cache does so.
+bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v);
+
 // positions that a sequence can have at all
 uint32_t llama_infllm_n_pos_max(const llama_model & model);
 

@@ -5,6 +5,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 // Keys and values of these types can be written, searched by, rotated and attended. Attention would read f32 as f16.
 static const ggml_type types_kv[] = {
@@ -80,6 +81,19 @@ std::string llama_infllm_why_not(const llama_model & model, const llama_context_
     }
     const auto why_k = why_not_type(model, "type_k", cparams.type_k, true);
     return why_k.empty() ? why_not_type(model, "type_v", cparams.type_v, false) : why_k;
+}
+
+bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v) {
+    const char * disable = std::getenv("LLAMA_ATTN_ROT_DISABLE");
+    if ((disable && std::atoi(disable) != 0) || !ggml_is_quantized(type_v)) {
+        return false;
+    }
+    for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {
+        if (model.hparams.has_kv(il) && model.hparams.n_embd_head_v(il) != model.hparams.n_embd_head_v()) {
+            return false;
+        }
+    }
+    return model.hparams.n_embd_head_v()%64 == 0;
 }
 
 uint32_t llama_infllm_n_pos_max(const llama_model & model) {

@@ -373,6 +373,7 @@ llama_memory_i * llama_infllm_create_memory(
             /*.infllm    =*/ request,
             /*.type_k    =*/ params.type_k,
             /*.type_v    =*/ params.type_v,
+            /*.rot_v     =*/ llama_infllm_rotates_v(model, params.type_v),
             /*.offload   =*/ cparams.offload_kqv,
             /*.n_ubatch  =*/ cparams.n_ubatch,
             /*.n_ctx_seq =*/ std::min(cparams.n_ctx_seq, llama_infllm_n_pos_max(model)),

@@ -45,6 +45,7 @@ public:
 
         ggml_type type_k;
         ggml_type type_v;
+        bool      rot_v;   // values lie rotated, see llama_infllm_rotates_v()
         bool      offload; // resident buffer on the layer's device, else on the CPU
         uint32_t  n_ubatch;
         uint32_t  n_ctx_seq;
@@ -146,6 +147,8 @@ public:
 
     // whether sequences can outgrow the resident buffer at all; if not, no page op is needed
     bool can_page() const { return n_block_max > 0; }
+
+    bool rotates_v() const { return prm.rot_v; }
 
     // whether t is K or V of some layer, or a view of it, in place
     bool is_resident(const ggml_tensor * t) const;
