@@ -118,7 +118,7 @@ TEST_P(LlamaMeasureLarge, TakesNoMemory) {
     ASSERT_TRUE(measured);
 
     const size_t before = resident_bytes();
-    const auto   ctx    = init(measured.get(), 1 << 21, 64);
+    const auto   ctx    = init(measured.get(), 1 << 21, 1024);
     ASSERT_TRUE(ctx) << llama_infllm_last_error();
 
     size_t n_bytes = 0;

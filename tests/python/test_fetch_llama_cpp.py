@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -130,3 +134,27 @@ def test_checkout_is_copied_and_kept_in_step(tmp_path: Path) -> None:
 def test_folder_without_llama_cpp_is_refused(tmp_path: Path) -> None:
     with pytest.raises(fetch_llama_cpp.FetchError, match=r"has no include/llama\.h"):
         fetch_llama_cpp.sync(tmp_path / "tree", tmp_path)
+
+
+def test_another_list_of_files_is_unpacked_anew_and_same_files_keep_their_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = fetch_llama_cpp.VERSION
+    sdist = tmp_path / "sdist.tar.gz"
+    with tarfile.open(sdist, "w:gz") as tar:
+        for name in ("src/a.cpp", "tests/b.cpp"):
+            info = tarfile.TarInfo(f"llama_cpp_python-{version}/vendor/llama.cpp/{name}")
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    monkeypatch.setitem(fetch_llama_cpp.SHA256, version, hashlib.sha256(sdist.read_bytes()).hexdigest())
+    tree = tmp_path / "tree"
+
+    monkeypatch.setattr(fetch_llama_cpp, "KEEP", ("src/",))
+    fetch_llama_cpp.fetch(tree, sdist)
+    assert not (tree / "tests").exists()
+    os.utime(tree / "src/a.cpp", (1, 1))
+
+    monkeypatch.setattr(fetch_llama_cpp, "KEEP", ("src/", "tests/b.cpp"))
+    fetch_llama_cpp.fetch(tree, sdist)
+    assert (tree / "tests/b.cpp").read_text() == "tests/b.cpp"
+    assert (tree / "src/a.cpp").stat().st_mtime == 1  # builds stay incremental
