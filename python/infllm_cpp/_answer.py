@@ -8,6 +8,7 @@ from pathlib import Path
 import typer
 
 from . import _terminal as term
+from ._files import decode_text, read_text_file
 from ._options import SamplingOptions
 from .llama import Llama
 from .types import ChatMessage, Timings
@@ -17,8 +18,7 @@ def read_prompt(file: Path | None, prompt: str) -> str:
     """The text of a file, or of stdin for "-", and the prompt after it."""
     text = ""
     if file is not None:
-        data = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-        text = data.decode("utf-8", errors="replace").strip()
+        text = decode_text(sys.stdin.buffer.read(), "stdin") if str(file) == "-" else read_text_file(file)
     text = "\n\n".join(part for part in (text, prompt) if part)
     if not text:
         raise typer.BadParameter("give a prompt with -p, a text with -f, or both")

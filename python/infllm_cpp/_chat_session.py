@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from . import _terminal as term
+from ._files import read_text_file
+from ._message_input import message_input
 from .llama import CompletionOptions, Llama
 from .types import ChatMessage, Timings
 
@@ -15,7 +18,7 @@ HELP = """\
 /reset      forget the chat
 /help       this
 /quit       leave, as does Ctrl-D
-Ctrl-C interrupts an answer."""
+A text of several lines that is pasted is one message. Ctrl-C interrupts an answer, or reading."""
 
 
 class ChatSession:
@@ -45,41 +48,29 @@ class ChatSession:
 
     def run(self) -> None:
         """Answer lines from stdin until it ends."""
-        interactive = sys.stdin.isatty()
-        if interactive:
+        if sys.stdin.isatty():
             term.note("/help for help, Ctrl-D to leave")
-            _enable_line_editing()
+        read = message_input()
 
         while True:
             try:
-                line = self._read(interactive)
-                if line is None:
+                message = read()
+                if message is None:
                     return
-                if line and not self._handle(line):
+                if message and not self._handle(message):
                     return
             except KeyboardInterrupt:
                 term.note("\n(interrupted; /quit or Ctrl-D leaves)")
             except (OSError, ValueError, RuntimeError, MemoryError) as err:
                 term.error(err)
 
-    @staticmethod
-    def _read(interactive: bool) -> str | None:
-        if not interactive:
-            line = sys.stdin.readline()
-            return line.strip() if line else None
-        try:
-            return input("> ").strip()
-        except EOFError:
-            term.note("")
-            return None
-
-    def _handle(self, line: str) -> bool:
-        """Do what a line says; False: leave."""
-        command, _, argument = line.partition(" ")
-        if not line.startswith("/"):
-            self._answer(line)
-        elif command == "/file" and argument:
-            self._read_file(Path(argument.strip().strip("\"'")).expanduser())
+    def _handle(self, message: str) -> bool:
+        """Do what a message says; False: leave."""
+        command, _, argument = message.partition(" ")
+        if not message.startswith("/") or "\n" in message:
+            self._answer(message)
+        elif command == "/file":
+            self._read_file(argument.strip().strip("\"'"))
         elif command == "/stats":
             self._print_stats()
         elif command == "/reset":
@@ -91,7 +82,7 @@ class ChatSession:
         elif command in ("/quit", "/exit"):
             return False
         else:
-            term.error(f"{line} is not a command: see /help")
+            term.error(f"{message} is not a command: see /help")
         return True
 
     def _answer(self, question: str) -> None:
@@ -125,18 +116,27 @@ class ChatSession:
         else:
             term.note("\n(--max-tokens is reached)")
 
-    def _read_file(self, path: Path) -> None:
-        text = path.read_text(encoding="utf-8", errors="replace").strip()
-        if not text:
-            raise ValueError(f"{path} is empty")
+    def _read_file(self, name: str) -> None:
+        if not name:
+            raise ValueError("/file needs the path of a text file: /file PATH")
+        path = Path(os.path.expanduser(name))
+        text = read_text_file(path)
         files = f"{self._files}{text}\n\n"
 
         # store what the next prompt will begin with: all up to the end of the file
         prompt = self._llm.chat_prompt([*self._messages, {"role": "user", "content": files}])
         end = prompt.rfind(text) + len(text)
         tokens = self._llm.tokenize_chat(prompt[:end])
-        with term.prefill_progress() as progress:
-            self._llm.prefill(tokens, progress=progress.update)
+        try:
+            with term.prefill_progress() as progress:
+                self._llm.prefill(tokens, progress=progress.update)
+        except KeyboardInterrupt:
+            term.note(
+                f"\n(interrupted: {path} does not count, questions will not see it; "
+                f"{self._llm.n_tokens:,} of {len(tokens):,} tokens are kept, and the same /file goes on "
+                f"from there if it comes next)"
+            )
+            return
         self._files = files
         term.note(f"{path}: {len(tokens):,} tokens are stored; ask about it")
 
@@ -159,10 +159,3 @@ class ChatSession:
             f"blocks selected {stats.n_selected:,}: {stats.n_hit:,} hits, {stats.n_page_in:,} page-ins "
             f"({term.format_bytes(stats.bytes_paged_in)})"
         )
-
-
-def _enable_line_editing() -> None:
-    try:
-        import readline  # noqa: F401 (input() uses it once imported)
-    except ImportError:
-        pass

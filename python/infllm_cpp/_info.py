@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from . import _core
 from . import _terminal as term
 from ._loading import (
@@ -43,7 +45,7 @@ def print_info(options: ModelOptions) -> None:
     if per_token := kv_bytes_per_token(model, *types):
         _row("K and V", f"{per_token:,.0f} bytes per token ({types[0]}, {types[1]})")
 
-    memories = {"plain llama.cpp": lambda: _print_plain(options, model, types)}
+    memories: dict[str, Callable[[], None]] = {"plain llama.cpp": lambda: _print_plain(options, model, types)}
     if config is not None:
         memories["InfLLM memory"] = lambda: _print_memory(options, model, config, types)
     for name, print_row in memories.items():

@@ -32,6 +32,7 @@ def load_model(
     no_alloc: bool = False,
 ) -> _core.Model:
     """Load a GGUF file; with `no_alloc` its metadata and vocabulary alone. Errors: see `Llama`."""
+    path = os.path.expanduser(path)
     check_gguf(path)
     try:
         return _core.Model(

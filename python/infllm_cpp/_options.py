@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
@@ -222,7 +223,10 @@ class SamplingOptions:
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn parameters of `command` that are one of the dataclasses above into one option per field."""
+    """Turn parameters of `command` that are one of the dataclasses above into one option per field.
+
+    Every command has it, also without such parameters: ``~`` in paths is the user's home everywhere.
+    """
     hints = get_type_hints(command, include_extras=True)
     own, shared, groups = [], [], {}
     for parameter in inspect.signature(command).parameters.values():
@@ -239,6 +243,10 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def wrapper(**values: Any) -> None:
+        for name, value in values.items():
+            if isinstance(value, Path):
+                # a shell does this only where a word begins with it: not in --file=~/book.txt
+                values[name] = Path(os.path.expanduser(value))
         made = {
             name: group(**{f.name: values.pop(f.name) for f in fields(group)})
             for name, group in groups.items()

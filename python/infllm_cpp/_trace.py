@@ -61,6 +61,7 @@ def record(
             )
 
 
+@with_options
 def report(
     trace: Annotated[Path, typer.Argument(help="What `infllm trace record` wrote.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="HTML file to write.")] = Path("report.html"),

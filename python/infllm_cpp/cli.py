@@ -42,13 +42,23 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+def _print_help(context: typer.Context) -> None:
+    """What a command without its subcommand does."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+trace.callback(invoke_without_command=True)(_print_help)
+
+
+@app.callback(invoke_without_command=True)
 def _app(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    _print_help(context)
 
 
 @app.command()

@@ -165,7 +165,7 @@ class Llama(Generator):
             raise TypeError(f"infllm = {infllm!r} is neither an InfLLMConfig nor None")
         n_gpu_layers, device_names = choose_devices(n_gpu_layers, devices, rpc_servers)
 
-        self.model_path = os.fspath(model_path)
+        self.model_path = os.path.expanduser(os.fspath(model_path))
         self.verbose = verbose
         self.chat_template = chat_template
         self._seed = seed

@@ -77,7 +77,7 @@ def check_gguf(path: str | os.PathLike[str]) -> None:
 def cache_dir() -> Path:
     """Where models are kept: ``INFLLM_CACHE_DIR``, or the user's cache directory."""
     override = os.environ.get("INFLLM_CACHE_DIR")
-    return Path(override) if override else Path(platformdirs.user_cache_dir("infllm-cpp"))
+    return Path(os.path.expanduser(override)) if override else Path(platformdirs.user_cache_dir("infllm-cpp"))
 
 
 def demo_model_path(model: WheelFile = DEMO_MODEL) -> Path:
@@ -161,7 +161,7 @@ def find(name: str) -> Path:
     RuntimeError
         When huggingface-hub is needed and not installed, or the download fails.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     repo, colon, file = name.partition(":")
     # a drive letter is not a repository
     if path.exists() or not colon or "/" not in repo:

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from conftest import Run, interrupt
+from infllm_cpp import cli
+from infllm_cpp._options import with_options
 
 SMALL_MEMORY = [
     *("--n-batch", "128", "--n-init", "32", "--n-local", "256", "--block-size", "32"),
@@ -113,7 +115,7 @@ def test_chat_commands(infllm: Run, tmp_path: Path) -> None:
     # the file was not read again for the question
     assert re.search(r"prefill \d+ tokens \(\d+ more were stored\)", result.stderr)
     assert "tokens 0 of n_ctx = 1,024" in result.stderr
-    assert "error: " in result.stderr and "none.txt" in result.stderr
+    assert "none.txt does not exist: check its path" in result.stderr
     assert "error: /dance is not a command: see /help" in result.stderr
 
 
@@ -156,33 +158,38 @@ def test_chat_on_a_terminal(model_path: Path) -> None:
         stdout=slave,
         stderr=slave,
         start_new_session=True,
+        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         # the terminal must be the process's own for Ctrl-C to reach it
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(slave)
     seen = ""
 
-    def expect(text: str, press: bytes = b"") -> None:
-        """Read until `text` comes, and press keys now and then: Ctrl-C before a prompt is ready is lost."""
+    # a terminal is asked to mark what is pasted as long as a prompt is shown
+    prompt, prompt_ends = "\x1b[?2004h", "\x1b[?2004l"
+
+    def expect(text: str) -> str:
+        """What comes before `text`."""
         nonlocal seen
         n_left = 30
         while text not in seen:
-            os.write(master, press)
             if select.select([master], [], [], 2)[0]:
                 seen += os.read(master, 4096).decode(errors="replace")
             else:
                 n_left -= 1
                 assert n_left, f"{text!r} is not in {seen!r}"
-        seen = seen[seen.index(text) + len(text) :]
+        before, _, seen = seen.partition(text)
+        return before
 
     try:
         expect("InfLLM memory, n_ctx 1,024, training length 8,192")
-        expect("> ")
-        expect("interrupted", press=b"\x03")
-        expect("> ")
-        os.write(master, b"What is 2+2?\n")
-        expect("4")
-        expect("> ")
+        expect(prompt)
+        os.write(master, b"\x03")
+        expect("interrupted")
+        expect(prompt)
+        os.write(master, b"What is 2+2?\r")
+        expect(prompt_ends)
+        assert "4" in expect(prompt)
         os.write(master, b"\x04")
         assert process.wait(timeout=60) == 0
     finally:
@@ -240,7 +247,9 @@ def test_demo_finds_the_pass_key(infllm: Run) -> None:
         (["run", "-p", "Hi", "--topk", "9", "--max-cached-blocks", "4"], 1, "max_cached_blocks = 4"),
         (["run", "-p", "Hi", "--position", "far"], 1, "position = 'far'"),
         (["run", "-p", "Hi", "--type-k", "q5"], 1, "type_k = 'q5'"),
-        (["run", "-f", "none.txt"], 1, "none.txt"),
+        (["run", "-f", "none.txt"], 1, "the file none.txt does not exist"),
+        (["run", "-f", "/"], 1, "/ is a directory"),
+        (["run", "-f", sys.executable], 1, "is not a text file"),
         (["run"], 2, "give a prompt"),
         (["run", "--no-such-option"], 2, "--no-such-option"),
         (["run", "--n-ctx", "many"], 2, "--n-ctx"),
@@ -254,6 +263,40 @@ def test_an_error_is_one_line(infllm: Run, args: list[str], code: int, words: st
     assert words in result.stderr
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_command_alone_prints_its_help(infllm: Run) -> None:
+    for args, word in (([], "chat"), (["trace"], "record")):
+        result = infllm(*args)
+        assert result.returncode == 0
+        assert result.stdout == infllm(*args, "--help").stdout
+        assert word in result.stdout
+
+
+def test_a_tilde_in_paths_is_the_home_directory(infllm: Run, model_path: Path, tmp_path: Path) -> None:
+    env = {"HOME": str(tmp_path)}
+    (tmp_path / "model.gguf").symlink_to(model_path)
+    (tmp_path / "text.txt").write_text("One, two, three,")
+    run = ["run", "-m", "~/model.gguf", "--file=~/text.txt", "--raw", "-q", "-n", "1", *SMALL_OPTIONS]
+    result = infllm(*run, env=env)
+    assert result.returncode == 0, result.stderr
+    result = infllm("trace", "report", "~/none.trace", env=env)
+    assert result.returncode == 1 and f"{tmp_path}/none.trace" in result.stderr
+
+
+def test_every_command_reads_paths_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def command(text: Path | None = None, output: Path = Path("~/out")) -> None:
+        seen.extend([text, output])
+
+    monkeypatch.setenv("HOME", "/somewhere")
+    with_options(command)(text=Path("~/text"), output=Path("out"))
+    assert seen == [Path("/somewhere/text"), Path("out")]
+    for group in (cli.app, cli.trace):
+        for info in group.registered_commands:
+            assert info.callback is not None
+            assert info.callback.__name__ == "fetch" or hasattr(info.callback, "__wrapped__")
 
 
 def test_help_has_examples(infllm: Run) -> None:

