@@ -32,7 +32,7 @@ def record(
 
     Examples:
 
-        infllm trace record -f book.txt -p "Who did it?" --n-ctx 131072 -o out.trace
+        infllm trace record -f book.txt -p "Who did it?" -o out.trace
 
         infllm trace record -m model.gguf -f book.txt --raw -n 128 -o out.trace
     """

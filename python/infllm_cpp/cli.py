@@ -72,7 +72,7 @@ def chat(options: RunOptions, sampling: SamplingOptions, system: SystemMessage =
 
         infllm chat
 
-        infllm chat -m model.gguf --n-ctx 131072 --system "Answer briefly."
+        infllm chat -m model.gguf --system "Answer briefly."
     """
     with options.load() as llm:
         if sys.stdin.isatty():
@@ -101,7 +101,7 @@ def run(
 
         infllm run -p "Why is the sky blue?"
 
-        infllm run -m model.gguf -f book.txt -p "Who did it?" --n-ctx 131072
+        infllm run -m model.gguf -f book.txt -p "Who did it?"
 
         git diff | infllm run -f - -p "Summarize this change." > summary.txt
     """

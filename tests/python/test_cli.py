@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_models
 from conftest import Run, interrupt
 from infllm_cpp import cli
 from infllm_cpp._options import with_options
@@ -60,6 +61,16 @@ def test_run_reads_a_text_from_stdin(infllm: Run) -> None:
     question = "What is the pass key? The pass key is"
     result = infllm("run", "--raw", "-f", "-", "-p", question, "-n", "6", *GREEDY, *SMALL_OPTIONS, stdin=text)
     assert "71432" in result.stdout
+
+
+def test_run_reads_a_book(infllm: Run, tmp_path: Path) -> None:
+    """Far longer than the training length, and no option for it."""
+    model, book = tmp_path / "llama.gguf", tmp_path / "book.txt"
+    tiny_models.write("llama", model)
+    book.write_text("It was a quiet evening in the village. " * 3500)
+    result = infllm("run", "-m", str(model), "-t", "1", "--raw", "-f", str(book), "-p", "Who?", "-n", "2")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"prefill 1\d\d,\d{3} tokens", result.stderr)
 
 
 def test_run_uses_the_chat_template(infllm: Run) -> None:

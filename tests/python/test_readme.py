@@ -46,6 +46,15 @@ def test_python_examples(directory: Path, code: str) -> None:
         [sys.executable, "-c", code], cwd=directory, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
+    if "set_trace" in code:
+        assert len(re.findall(r"^layer \d+, token \d+: blocks \[[\d ]+\]$", result.stdout, re.M)) >= 30
+
+
+def test_examples_read_books_of_any_length() -> None:
+    """A context that follows its text has no limit that a book could pass: see test_following.py."""
+    for code in blocks("python") + blocks("console"):
+        if "book.txt" in code:
+            assert not re.search(r"n_ctx=|run .*--n-ctx", code)
 
 
 @pytest.mark.parametrize("code", blocks("console"))
