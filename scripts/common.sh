@@ -58,6 +58,24 @@ make_venv() {
     python -m pip install --quiet --upgrade pip
 }
 
+# with_progress COMMAND...: what a build prints, as a line for each tenth that is done; its end if it fails
+with_progress() {
+    local log status=0
+    log=$(mktemp)
+    "$@" 2>&1 | tee "$log" | awk '
+        # ninja: "[12/340] Building ..."; and what pip says between
+        match($0, /\[[0-9]+\/[0-9]+\]/) {
+            split(substr($0, RSTART + 1, RLENGTH - 2), n, "/")
+            tenth = int(10*n[1]/n[2])
+            if (tenth != last || n[1] == n[2]) { printf "  %s of %s steps\n", n[1], n[2]; fflush(); last = tenth }
+            next
+        }
+        /^ *(Collecting|Building|Installing|Successfully|Preparing|Downloading|\*\*\*)/ { print "  " substr($0, 1, 100); fflush() }
+    ' || status=$?
+    [ "$status" -eq 0 ] || { tail -n 60 "$log"; rm -f "$log"; return "$status"; }
+    rm -f "$log"
+}
+
 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}
 export CMAKE_BUILD_PARALLEL_LEVEL
 export PIP_DISABLE_PIP_VERSION_CHECK=1

@@ -8,7 +8,7 @@ check_tools ""
 make_venv
 
 step "Building and installing infllm-cpp (about 5 minutes on 2 cores, the first time)"
-python -m pip install .
+with_progress python -m pip install --verbose .
 
 step "Demo: a passkey hidden in a text four times longer than the model was trained for"
 infllm demo "$@"

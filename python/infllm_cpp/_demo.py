@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from . import _terminal as term
+from ._loading import load_model
 from ._options import RunOptions
 from .llama import Llama
 from .passkey import QUESTION, is_right, make_passkey_prompt
@@ -31,45 +33,54 @@ def run_demo(options: RunOptions, n_tokens: int, depth: float, seed: int) -> Non
     out = term.results_console()
 
     options.refuse_n_ctx("--n-tokens")
+    results: dict[str, _Result] = {}
     if not options.no_infllm:
         with dataclasses.replace(options, n_ctx=n_tokens + _N_ANSWER).load() as llm:
-            n_ctx_train = llm.n_ctx_train()
             out.print(
                 f"A pass key is hidden in a text of {n_tokens:,} tokens; "
-                f"the model was trained for {n_ctx_train:,}.\n"
+                f"the model was trained for {llm.n_ctx_train():,}.\n"
             )
-            ours = _ask(llm, n_tokens, depth, seed, "InfLLM memory")
+            results["InfLLM memory"] = _ask(llm, n_tokens, depth, seed, "InfLLM memory")
+            n_ctx_train = llm.n_ctx_train()
+    else:
+        n_ctx_train = load_model(options.path(), no_alloc=True).n_ctx_train()
 
-    # the same task in a text that plain llama.cpp can hold
-    with dataclasses.replace(options, n_ctx=0, no_infllm=True).load() as llm:
-        n_ctx_train = llm.n_ctx_train()
-        plain = _ask(llm, min(n_tokens, n_ctx_train - _N_ANSWER), depth, seed, "plain llama.cpp")
+    # the same task in a text that plain llama.cpp can hold, and in one that is a little longer
+    n_within, n_beyond = n_ctx_train // 2, n_ctx_train * 5 // 4
+    lengths = {"plain llama.cpp": min(n_tokens, n_within)}
+    if n_tokens > n_ctx_train:
+        lengths["plain llama.cpp, beyond training"] = min(n_tokens, n_beyond)
+    for name, length in lengths.items():
+        with dataclasses.replace(options, n_ctx=length + _N_ANSWER, no_infllm=True).load() as llm:
+            results[name] = _ask(llm, length, depth, seed, name)
 
+    out.print(_table(results))
+    if (beyond := results.get("plain llama.cpp, beyond training")) and not is_right(
+        beyond.answer, beyond.key
+    ):
+        out.print(
+            f"Plain llama.cpp fails beyond the training length: here at {beyond.n_tokens:,} tokens, "
+            f"and at every longer text, which would only take longer to read."
+        )
+
+
+def _table(results: dict[str, _Result]) -> Table:
     table = Table()
     table.add_column("")
-    columns = [("plain llama.cpp", plain)]
-    if not options.no_infllm:
-        columns.insert(0, ("InfLLM memory", ours))
-    for name, _ in columns:
+    for name in results:
         table.add_column(name, justify="right")
 
-    def row(name: str, *values: str) -> None:
-        table.add_row(name, *values)
+    def row(name: str, value: Callable[[_Result], str]) -> None:
+        table.add_row(name, *(value(result) for result in results.values()))
 
-    results = [result for _, result in columns]
-    row("text, tokens", *(f"{r.n_tokens:,}" for r in results))
-    row("pass key", *(r.key for r in results))
-    row("answer", *(f"{r.answer} ({'right' if is_right(r.answer, r.key) else 'wrong'})" for r in results))
-    row("prefill, tok/s", *(f"{r.timings['prompt_per_second']:.0f}" for r in results))
-    row("decode, tok/s", *(f"{r.timings['predicted_per_second']:.1f}" for r in results))
-    row("K and V resident", *(term.format_bytes(r.bytes_resident) for r in results))
-    row("K and V in the store", *(term.format_bytes(r.bytes_store) for r in results))
-    out.print(table)
-    if not options.no_infllm and plain.n_tokens < ours.n_tokens:
-        out.print(
-            f"Plain llama.cpp was given the same task in a text of {plain.n_tokens:,} tokens: "
-            f"beyond its training length the model fails, and longer texts are slower."
-        )
+    row("text, tokens", lambda r: f"{r.n_tokens:,}")
+    row("pass key", lambda r: r.key)
+    row("answer", lambda r: f"{r.answer} ({'right' if is_right(r.answer, r.key) else 'wrong'})")
+    row("prefill, tok/s", lambda r: f"{r.timings['prompt_per_second']:.0f}")
+    row("decode, tok/s", lambda r: f"{r.timings['predicted_per_second']:.1f}")
+    row("K and V resident", lambda r: term.format_bytes(r.bytes_resident))
+    row("K and V in the store", lambda r: term.format_bytes(r.bytes_store))
+    return table
 
 
 def _ask(llm: Llama, n_tokens: int, depth: float, seed: int, name: str) -> _Result:

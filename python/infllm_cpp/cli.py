@@ -255,7 +255,7 @@ def demo(
 ) -> None:
     """Find a number hidden in a text several times longer than the model was trained for.
 
-    Then the same with plain llama.cpp, in a text that it can hold.
+    Then the same with plain llama.cpp: in a text that it can hold, and in one beyond the training length.
 
     Examples:
 

@@ -246,6 +246,36 @@ def test_demo_finds_the_pass_key(infllm: Run) -> None:
     assert "K and V resident" in result.stdout
 
 
+def test_demo_shows_plain_llama_cpp_within_and_beyond_the_training_length(
+    infllm: Run, tmp_path: Path
+) -> None:
+    model = tmp_path / "llama.gguf"
+    tiny_models.write("llama", model)
+    result = infllm("demo", "-m", str(model), "-t", "1", "--n-tokens", "3000")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"text, tokens\W+2,9\d\d\W+(512|4\d\d)\W+1,2\d\d\D", result.stdout)
+    # random weights find nothing
+    assert "Plain llama.cpp fails beyond the training length: here at 1,2" in result.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no bash")
+def test_a_build_shows_how_far_it_is_and_why_it_failed() -> None:
+    def run(command: str) -> subprocess.CompletedProcess[str]:
+        common = Path(__file__).parents[2] / "scripts" / "common.sh"
+        script = f"set -euo pipefail; source '{common}'; with_progress bash -c '{command}'"
+        return subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+
+    steps = 'for i in $(seq 1 200); do echo "  [$i/200] Building CXX object a.o"; done'
+    result = run(f"{steps}; echo Successfully installed infllm-cpp")
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 11
+    assert (lines[0], lines[-2]) == ("  20 of 200 steps", "  200 of 200 steps")
+    result = run(f"{steps}; echo error: no such header >&2; exit 3")
+    assert result.returncode == 3
+    assert "error: no such header" in result.stdout
+
+
 # -- errors
 
 
