@@ -17,6 +17,7 @@
 static thread_local std::string last_error;
 
 // parameters asked for by the context that is being made on this thread
+static thread_local bool                request_env    = true; // by the environment, if at all
 static thread_local bool                request_active = false;
 static thread_local llama_infllm_params request;
 
@@ -312,7 +313,7 @@ bool llama_infllm_params_resolve(
 llama_infllm_scope::llama_infllm_scope(const llama_model & model, llama_context_params & params) {
     last_error.clear();
 
-    const bool from_env = !request_active;
+    const bool from_env = request_env;
     if (from_env) {
         request = llama_infllm_default_params();
         if (!llama_infllm_params_parse(std::getenv("LLAMA_INFLLM"), &request, &request_active)) {
@@ -387,8 +388,8 @@ llama_memory_i * llama_infllm_create_memory(
     }
 }
 
-llama_context * llama_infllm_init_from_model(
-        llama_model * model, llama_context_params cparams, llama_infllm_params params) {
+// params: nullptr for a context without the method
+static llama_context * init_from_model(llama_model * model, llama_context_params cparams, const llama_infllm_params * params) {
     last_error.clear();
 
     if (!model) {
@@ -396,10 +397,15 @@ llama_context * llama_infllm_init_from_model(
         return nullptr;
     }
 
-    request        = params;
-    request_active = true;
+    request_env    = false;
+    request_active = params != nullptr;
+    if (params) {
+        request = *params;
+    }
 
     llama_context * ctx = llama_init_from_model(model, cparams);
+
+    request_env    = true;
     request_active = false; // also when llama_init_from_model() returned before its scope began
 
     if (!ctx && last_error.empty()) {
@@ -407,6 +413,15 @@ llama_context * llama_infllm_init_from_model(
     }
 
     return ctx;
+}
+
+llama_context * llama_infllm_init_from_model(
+        llama_model * model, llama_context_params cparams, llama_infllm_params params) {
+    return init_from_model(model, cparams, &params);
+}
+
+llama_context * llama_infllm_init_from_model_plain(llama_model * model, llama_context_params cparams) {
+    return init_from_model(model, cparams, nullptr);
 }
 
 const char * llama_infllm_last_error(void) {

@@ -139,6 +139,11 @@ LLAMA_API struct llama_context * llama_infllm_init_from_model(
         struct llama_context_params   cparams,
         struct llama_infllm_params    params);
 
+// like llama_init_from_model() where LLAMA_INFLLM is not set, whatever it is set to
+LLAMA_API struct llama_context * llama_infllm_init_from_model_plain(
+        struct llama_model          * model,
+        struct llama_context_params   cparams);
+
 // one sentence about the last failure on this thread, "" if there was none
 LLAMA_API const char * llama_infllm_last_error(void);
 

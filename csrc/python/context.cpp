@@ -36,8 +36,8 @@ context::context(std::shared_ptr<model> mdl,
 
     log_clear();
     compute([&] {
-        ptr.reset(infllm ? llama_infllm_init_from_model(this->mdl->get(), params, *infllm)
-                         : llama_init_from_model       (this->mdl->get(), params));
+        ptr.reset(infllm ? llama_infllm_init_from_model      (this->mdl->get(), params, *infllm)
+                         : llama_infllm_init_from_model_plain(this->mdl->get(), params));
     });
     if (!ptr) {
         const std::string why = infllm ? llama_infllm_last_error() : "";
@@ -65,7 +65,7 @@ void context::compute(F f) {
 bool context::on_abort_check(void * data) {
     auto * self = (context *) data;
 
-    if (self->interrupted) {
+    if (self->interrupted || self->is_raised) {
         return true;
     }
     if (!self->is_main_thread) {
@@ -80,13 +80,10 @@ bool context::on_abort_check(void * data) {
 
     // ggml calls this from the thread that called llama_decode(); the exception stays set in its Python thread state
     const PyGILState_STATE gil = PyGILState_Ensure();
-    const bool raised = PyErr_CheckSignals() != 0;
+    self->is_raised = PyErr_CheckSignals() != 0;
     PyGILState_Release(gil);
 
-    if (raised) {
-        self->interrupted = true;
-    }
-    return raised;
+    return self->is_raised;
 }
 
 void context::decode(const std::vector<llama_token> & tokens, outputs out) {
@@ -111,6 +108,8 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
         t_check        = std::chrono::steady_clock::now();
     }
 
+    is_raised = false;
+
     int32_t rc = 2;
     if (!interrupted) {
         log_clear();
@@ -120,17 +119,13 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
         });
     }
 
-    const bool was_interrupted = interrupted.exchange(false);
-
-    if (PyErr_Occurred()) {
+    if (is_raised) {
         throw py::error_already_set(); // KeyboardInterrupt, or whatever a signal handler raised
     }
     if (rc == 0) {
         return;
     }
-    if (was_interrupted) {
-        raise(PyExc_InterruptedError, "interrupted");
-    }
+    interrupt_check();
 
     const std::string why = llama_infllm_active(ptr.get()) ? llama_infllm_last_error() : "";
     if (!why.empty()) {
@@ -140,6 +135,12 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
         raise(PyExc_MemoryError, "the KV cache has no room for " + std::to_string(data.size()) + " more tokens: use a larger n_ctx");
     }
     throw std::runtime_error("llama_decode failed with " + std::to_string(rc) + ": " + log_text());
+}
+
+void context::interrupt_check() {
+    if (interrupted.exchange(false)) {
+        raise(PyExc_InterruptedError, "interrupted: what was computed before is stored, and the same call goes on from there");
+    }
 }
 
 py::array_t<float> context::logits() const {

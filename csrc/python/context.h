@@ -30,6 +30,12 @@ public:
             const std::string & type_k, const std::string & type_v, bool offload_kqv, std::optional<bool> flash_attn,
             const std::optional<llama_infllm_params> & infllm);
 
+    ~context() {
+        if (n_forks != process_n_forks()) { // see ~model()
+            ptr.release();
+        }
+    }
+
     context(const context &) = delete;
 
     llama_context * get() const { return ptr.get(); }
@@ -40,9 +46,11 @@ public:
     // throws device_lost when an RPC server stopped to answer; whatever else is thrown, n_past() tells what the memory holds afterwards
     void decode(const std::vector<llama_token> & tokens, outputs out);
 
-    // stop decode() in another thread, or the next one: it throws InterruptedError
+    // stop decode() in another thread, or the next one: it throws InterruptedError. A device that cannot be stopped finishes the
+    // batch, and what it computed is kept: then the next decode() throws, or interrupt_check()
     void interrupt()       { interrupted = true;  }
     void interrupt_clear() { interrupted = false; }
+    void interrupt_check();
 
     // logits of the last token [n_vocab], or of the last n_rows tokens [n_rows, n_vocab]
     py::array_t<float> logits() const;
@@ -79,11 +87,15 @@ private:
     static void on_trace(const llama_infllm_trace_event * event, void * data);
     static void on_scores(int32_t il, uint32_t n_blocks, float * scores, void * data);
 
+    const uint32_t n_forks = process_n_forks();
+
     std::shared_ptr<model> mdl; // outlives ptr
 
     std::unique_ptr<llama_context, void (*)(llama_context *)> ptr { nullptr, llama_free };
 
-    std::atomic<bool> interrupted { false };
+    std::atomic<bool> interrupted { false }; // by interrupt(), and not reported yet
+
+    bool is_raised = false; // a signal handler has raised an exception during this decode()
 
     bool is_lost = false; // a device does not answer any more
 

@@ -1,5 +1,7 @@
 #include "device.h"
 
+#include "process.h"
+
 #include <map>
 #include <mutex>
 
@@ -18,6 +20,8 @@ static ggml_backend_reg_t rpc_reg() {
 }
 
 std::vector<device_info> local_devices() {
+    process_check();
+
     std::vector<device_info> res;
     for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
         ggml_backend_dev_t dev = ggml_backend_dev_get(i);
@@ -34,6 +38,9 @@ std::vector<device_info> rpc_devices(const std::string & endpoint) {
     if (!rpc_reg()) {
         throw std::runtime_error("this build has no RPC backend: install with CMAKE_ARGS=\"-DGGML_RPC=ON\"");
     }
+    process_check();
+    process_set_used();
+
     const auto add_server = (ggml_backend_reg_t (*)(const char *)) ggml_backend_reg_get_proc_address(
             rpc_reg(), "ggml_backend_rpc_add_server");
 

@@ -18,6 +18,8 @@ ggml_type type_from_name(const std::string & name) {
 
 model::model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
         const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool no_alloc) {
+    process_set_used();
+
     llama_model_params params = llama_model_default_params();
 
     std::vector<ggml_backend_dev_t> devs; // ends with nullptr

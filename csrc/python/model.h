@@ -1,5 +1,7 @@
 #pragma once
 
+#include "process.h"
+
 #include "llama-infllm.h"
 
 #include <pybind11/pybind11.h>
@@ -22,6 +24,13 @@ public:
     // tensor_split: share of the layers for each of them; empty: by their free memory
     model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
             const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool no_alloc);
+
+    // what an ancestor process made is left alone: its devices and servers would be told to free it
+    ~model() {
+        if (n_forks != process_n_forks()) {
+            ptr.release();
+        }
+    }
 
     model(const model &) = delete;
 
@@ -49,6 +58,8 @@ public:
             const std::string & type_k, const std::string & type_v, llama_infllm_params params) const;
 
 private:
+    const uint32_t n_forks = process_n_forks();
+
     bool is_remote = false;
 
     std::unique_ptr<llama_model, void (*)(llama_model *)> ptr { nullptr, llama_model_free };

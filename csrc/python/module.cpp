@@ -4,6 +4,7 @@
 #include "device.h"
 #include "log.h"
 #include "model.h"
+#include "process.h"
 #include "sampler.h"
 
 #include <type_traits>
@@ -48,6 +49,7 @@ static void set_enum(llama_infllm_params & params, int value) {
 PYBIND11_MODULE(_core, m) {
     log_install();
     llama_backend_init();
+    process_init();
 
     m.attr("DEFAULT_SEED") = LLAMA_DEFAULT_SEED;
 
@@ -55,6 +57,8 @@ PYBIND11_MODULE(_core, m) {
     m.def("system_info",          &llama_print_system_info);
     m.def("set_verbose",          &log_set_verbose, py::arg("verbose"));
     m.def("log_text",             &log_text);
+    m.def("process_check",        &process_check);
+    m.def("n_forks",              &process_n_forks);
     m.def("chat_apply_template",  &chat_apply_template, py::arg("template"), py::arg("messages"), py::arg("add_assistant"));
 
     py::register_exception<device_lost>(m, "DeviceLostError", PyExc_RuntimeError);
@@ -165,6 +169,7 @@ PYBIND11_MODULE(_core, m) {
         .def("decode",          &context::decode, py::arg("tokens"), py::arg("outputs"))
         .def("interrupt",       &context::interrupt)
         .def("interrupt_clear", &context::interrupt_clear)
+        .def("interrupt_check", &context::interrupt_check)
         .def("logits",          &context::logits)
         .def("logits_rows",     &context::logits_rows, py::arg("n_rows"))
         .def("n_past",          &context::n_past)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _core
-from ._loading import check_range
+from ._loading import check_int, check_range
 from ._reading import ProgressCallback, Reader
 from ._text import TextStream
 from .types import FinishReason, Timings, Usage
@@ -47,9 +47,12 @@ class Generator(Reader):
         self._check_prompt(tokens)
 
         stops = [stop] if isinstance(stop, str) else list(stop or ())
+        if any(not isinstance(text, str) for text in stops):
+            raise TypeError(f"stop = {stop!r} is neither a str nor a sequence of them")
         if "" in stops:
             raise ValueError("stop has an empty string, which would end every text at once: remove it")
 
+        check_int("max_tokens", max_tokens)
         sampler = self._sampler(seed=self._seed if seed is None else seed, **sampling)
         n_max = max_tokens if max_tokens is not None and max_tokens > 0 else self._n_ctx
 
@@ -57,9 +60,9 @@ class Generator(Reader):
         return self._pieces(tokens, sampler, TextStream(stops), n_max, progress or self.progress, computing)
 
     def _sampler(self, *, seed: int, **p: Any) -> _core.Sampler:
-        check_range("seed", seed, 0, 2**32 - 1)
+        check_int("seed", seed, 0, 2**32 - 1)
         check_range("temperature", p["temperature"], 0, float("inf"))
-        check_range("top_k", p["top_k"], 0, 2**31 - 1)
+        check_int("top_k", p["top_k"], 0, 2**31 - 1)
         check_range("top_p", p["top_p"], 0, 1)
         check_range("min_p", p["min_p"], 0, 1)
         check_range("repeat_penalty", p["repeat_penalty"], 1e-6, 1e6)
@@ -87,6 +90,7 @@ class Generator(Reader):
 
             n_cached = self._prefill(tokens, progress)
             sampler.accept(tokens[-_PENALTY_LAST_N:])
+            self._ctx.interrupt_check()
         t_prompt = time.perf_counter()
 
         t_predicted = 0.0
@@ -112,6 +116,7 @@ class Generator(Reader):
                         finish_reason = "stop"
                     elif n_generated == n_max or len(self._tokens) == self._n_ctx:
                         finish_reason = "length"
+                self._ctx.interrupt_check()
             t_predicted += time.perf_counter() - t_step
 
             if finish_reason is None and new:

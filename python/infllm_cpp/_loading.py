@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -32,6 +31,7 @@ def load_model(
     no_alloc: bool = False,
 ) -> _core.Model:
     """Load a GGUF file; with `no_alloc` its metadata and vocabulary alone. Errors: see `Llama`."""
+    _core.process_check()
     path = os.path.expanduser(path)
     check_gguf(path)
     try:
@@ -110,38 +110,27 @@ def make_context(
     params: _core.InfLLMParams | None,
 ) -> _core.Context:
     """A context with the method if there are `params`, else without it. Errors: see `Llama`."""
-    with _without_env("LLAMA_INFLLM"):
-        try:
-            return _core.Context(
-                model,
-                n_ctx,
-                n_batch,
-                n_ubatch,
-                n_threads,
-                n_threads_batch,
-                type_k,
-                type_v,
-                offload_kqv,
-                flash_attn,
-                params,
-            )
-        except _core.DeviceLostError:
-            raise
-        except RuntimeError as err:
-            reason = _reason(str(err))
-            if "alloc" in reason:
-                raise MemoryError(f"n_ctx = {n_ctx} needs more memory than there is ({reason})") from None
-            raise RuntimeError(f"no context of n_ctx = {n_ctx} can be made: {reason}") from None
-
-
-@contextmanager
-def _without_env(name: str) -> Iterator[None]:
-    value = os.environ.pop(name, None)
     try:
-        yield
-    finally:
-        if value is not None:
-            os.environ[name] = value
+        return _core.Context(
+            model,
+            n_ctx,
+            n_batch,
+            n_ubatch,
+            n_threads,
+            n_threads_batch,
+            type_k,
+            type_v,
+            offload_kqv,
+            flash_attn,
+            params,
+        )
+    except _core.DeviceLostError:
+        raise
+    except RuntimeError as err:
+        reason = _reason(str(err))
+        if "alloc" in reason:
+            raise MemoryError(f"n_ctx = {n_ctx} needs more memory than there is ({reason})") from None
+        raise RuntimeError(f"no context of n_ctx = {n_ctx} can be made: {reason}") from None
 
 
 def _reason(log: str) -> str:
@@ -160,9 +149,9 @@ def check_context(
     n_ctx: int, n_batch: int, n_ubatch: int | None, type_k: str, type_v: str
 ) -> tuple[KVType, KVType]:
     """Types of K and V; ValueError or TypeError where a parameter is out of range for any model."""
-    check_range("n_ctx", n_ctx, 0, 2**31 - 1)
-    check_range("n_batch", n_batch, 1, 2**31 - 1)
-    check_range("n_ubatch", n_ubatch, 1, 2**31 - 1)
+    check_int("n_ctx", n_ctx, 0, 2**31 - 1)
+    check_int("n_batch", n_batch, 1, 2**31 - 1)
+    check_int("n_ubatch", n_ubatch, 1, 2**31 - 1)
     return check_kv_type("type_k", type_k), check_kv_type("type_v", type_v)
 
 
@@ -180,6 +169,15 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
         raise TypeError(f"{name} = {value!r} is not a number")
     if not low <= value <= high:
         raise ValueError(f"{name} = {value} is out of range: use a value from {low} to {high}")
+
+
+def check_int(name: str, value: int | None, low: float = float("-inf"), high: float = float("inf")) -> None:
+    """TypeError or ValueError naming `name`, unless `value` is None or an integer within the limits."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} = {value!r} is not an integer")
+    check_range(name, value, low, high)
 
 
 def check_kv_type(name: str, value: str) -> KVType:

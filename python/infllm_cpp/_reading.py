@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._loading import check_int
+from ._tokens import as_tokens
 from .config import InfLLMStats
 
 if TYPE_CHECKING:
@@ -36,8 +38,10 @@ class Reader:
         self.progress = progress
         self._resize = resize
 
-        self._lock = threading.Lock()
-        self._owner: int | None = None  # thread that holds the lock
+        self._n_forks = _core.n_forks()
+        # reentrant, and a flag beside it: a signal handler may also run where only one of them is set
+        self._lock = threading.RLock()
+        self._is_computing = False
         self._version = 0  # of the stored tokens: a stream must not go on when another call changed them
         self._tokens: list[int] = []  # stored tokens; the memory is right where the two disagree, see _sync
         self._has_logits = False
@@ -53,7 +57,11 @@ class Reader:
 
     def close(self) -> None:
         """Free the model and the context. May be called twice; waits for a call that computes."""
+        if self._n_forks != _core.n_forks():
+            self._ctx_or_none = self._model_or_none = None
+            return
         with self._lock:
+            self._check_not_computing()
             self._ctx_or_none = None
             self._model_or_none = None
 
@@ -63,32 +71,61 @@ class Reader:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError(
+            "a Llama cannot be pickled or copied: make another one with the same arguments where it is needed"
+        )
+
     @property
     def _model(self) -> _core.Model:
+        self._check_process()
         if self._model_or_none is None:
             raise RuntimeError("this Llama is closed: make a new one")
         return self._model_or_none
 
     @property
     def _ctx(self) -> _core.Context:
+        self._check_process()
         if self._ctx_or_none is None:
             raise RuntimeError("this Llama is closed: make a new one")
         return self._ctx_or_none
 
+    def _check_process(self) -> None:
+        if self._n_forks != _core.n_forks():
+            raise RuntimeError(
+                "this Llama was made before this process was forked, and works only where it was made: "
+                'start the process by spawn (multiprocessing.get_context("spawn")) and make a Llama in it'
+            )
+
+    def _check_not_computing(self) -> None:
+        """Called with the lock held, so by the thread that computes if there is one."""
+        if self._is_computing:
+            raise RuntimeError(
+                "a callback or a signal handler must not use the Llama that is computing: there, call "
+                "interrupt() or stats(), and what else there is to do after the call that computes"
+            )
+
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Hold the context: no other call computes meanwhile."""
-        if self._owner == threading.get_ident():
-            raise RuntimeError(
-                "a callback of this Llama must not call it: only stats() and interrupt() are allowed"
-            )
+        self._check_process()  # a lock that another thread held when the process was forked is never released
         with self._lock:
-            self._owner = threading.get_ident()
+            self._check_not_computing()
             try:
+                self._is_computing = True
                 self._sync()
                 yield
             finally:
-                self._owner = None
+                self._is_computing = False
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Hold the context for a call that changes the stored tokens and can be interrupted."""
+        with self._computing():
+            self._version += 1
+            self._ctx.interrupt_clear()
+            yield
+            self._ctx.interrupt_check()
 
     # -- stored tokens -----------------------------------------------------------------------------
 
@@ -121,6 +158,7 @@ class Reader:
         ValueError
             When `n_tokens` is negative or more than are stored.
         """
+        check_int("n_tokens", n_tokens)
         with self._computing():
             if not 0 <= n_tokens <= len(self._tokens):
                 raise ValueError(
@@ -185,6 +223,8 @@ class Reader:
 
         Raises
         ------
+        TypeError
+            When a token is not an integer.
         ValueError
             When a token is not in the vocabulary, or there is no room for the tokens in `n_ctx`.
         MemoryError
@@ -192,9 +232,8 @@ class Reader:
         KeyboardInterrupt, InterruptedError
             After Ctrl-C, and after `interrupt`.
         """
-        with self._computing():
-            self._version += 1
-            self._ctx.interrupt_clear()
+        tokens = as_tokens(tokens, self._model.n_vocab())
+        with self._changing():
             if not self._tokens:
                 self._fit(min(len(tokens), self._n_ctx), shrink=True)
             return self._eval(tokens, all_logits, progress or self.progress)
@@ -210,7 +249,8 @@ class Reader:
         stored = self.tokens
         self._truncate(0)
         ctx.set_trace(self._trace is not None)
-        self._ctx_or_none = ctx
+        old, self._ctx_or_none = self._ctx, ctx
+        old.interrupt_check()  # the new one does not know
         return stored
 
     def _eval(
@@ -267,14 +307,12 @@ class Reader:
         ------
         ValueError
             When `tokens` is empty or longer than `n_ctx`.
-        MemoryError, KeyboardInterrupt, InterruptedError
+        TypeError, MemoryError, KeyboardInterrupt, InterruptedError
             As `eval`.
         """
-        tokens = list(tokens)
+        tokens = as_tokens(tokens, self._model.n_vocab())
         self._check_prompt(tokens)
-        with self._computing():
-            self._version += 1
-            self._ctx.interrupt_clear()
+        with self._changing():
             return self._prefill(tokens, progress or self.progress)
 
     def _check_prompt(self, tokens: list[int]) -> None:
@@ -312,8 +350,13 @@ class Reader:
             raise RuntimeError("there are no logits: evaluate tokens first")
 
     def interrupt(self) -> None:
-        """Stop the call that computes in another thread: it raises InterruptedError."""
-        self._ctx.interrupt()
+        """Stop the call that computes in another thread: it raises InterruptedError.
+
+        Where no call computes, nothing happens. A device may have to finish its batch first: it is kept then.
+        """
+        ctx = self._ctx_or_none
+        if ctx is not None:
+            ctx.interrupt()
 
     # -- statistics --------------------------------------------------------------------------------
 

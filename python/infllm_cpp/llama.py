@@ -14,6 +14,7 @@ from ._loading import (
     KVType,
     check_context,
     check_decoder,
+    check_int,
     check_range,
     context_sizes,
     load_model,
@@ -24,6 +25,7 @@ from ._reading import ProgressCallback, TraceCallback
 from ._responses import chat_chunks, completion_chunks, join_chat, join_completion
 from ._sizes import kv_bytes_per_token
 from ._threads import default_n_threads
+from ._tokens import as_tokens
 from .config import InfLLMConfig
 from .types import ChatCompletion, ChatCompletionChunk, ChatMessage, Completion, CompletionChunk
 
@@ -119,14 +121,18 @@ class Llama(Generator):
     Notes
     -----
     Thread safety: one call computes at a time, others wait for it. `stats` and `interrupt` never wait. A call
-    from within a callback of the same object raises RuntimeError.
+    that computes, from a callback or a signal handler while the same thread computes, raises RuntimeError.
+
+    Processes: a Llama works in the process that made it. Start others by spawn, or fork before the first one
+    is made (where there is a GPU: before infllm_cpp is imported); too late, it is a RuntimeError.
 
     With the method and ``n_ctx=0`` the context follows the text: up to the training length it is one of that
     length, with true positions; a text that outgrows it is read again, once, by one without that limit.
     `infllm` tells the parameters of now, `n_ctx` the limit.
 
-    Ctrl-C stops a computation within a fraction of a second. What was stored until then stays stored, so
-    that the same prompt given again continues where it stopped.
+    Ctrl-C stops a computation on the CPU within a fraction of a second, and one that a device cannot stop
+    after the batch. Whole ubatches that were computed until then stay stored, so that the same prompt given
+    again continues where it stopped.
     """
 
     def __init__(
@@ -155,10 +161,10 @@ class Llama(Generator):
         progress: ProgressCallback | None = None,
     ) -> None:
         type_k, type_v = check_context(n_ctx, n_batch, n_ubatch, type_k, type_v)
-        check_range("n_threads", n_threads, 1, 512)
-        check_range("n_threads_batch", n_threads_batch, 1, 512)
-        check_range("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
-        check_range("seed", seed, 0, 2**32 - 1)
+        check_int("n_threads", n_threads, 1, 512)
+        check_int("n_threads_batch", n_threads_batch, 1, 512)
+        check_int("n_gpu_layers", n_gpu_layers, -1, 2**31 - 1)
+        check_int("seed", seed, 0, 2**32 - 1)
         for share in tensor_split or ():
             check_range("tensor_split", share, 0, 1e6)
         if infllm is not None and not isinstance(infllm, InfLLMConfig):
@@ -268,6 +274,8 @@ class Llama(Generator):
         -------
         list of int
         """
+        if not isinstance(text, (str, bytes)):
+            raise TypeError(f"text = {text!r} is neither a str nor bytes")
         data = text.encode("utf-8", errors="replace") if isinstance(text, str) else text
         return self._model.tokenize(data, add_bos, special)
 
@@ -282,10 +290,12 @@ class Llama(Generator):
 
         Raises
         ------
+        TypeError
+            When a token is not an integer.
         ValueError
             When a token is not in the vocabulary.
         """
-        return self._model.detokenize(tokens, False, special)
+        return self._model.detokenize(as_tokens(tokens, self._model.n_vocab()), False, special)
 
     # -- generation --------------------------------------------------------------------------------
 
@@ -366,6 +376,8 @@ class Llama(Generator):
 
         Raises
         ------
+        TypeError
+            When `prompt` is neither text nor integers, or another parameter has a wrong type.
         ValueError
             When a parameter is out of range, or the prompt is empty or longer than `n_ctx`.
         RuntimeError
@@ -492,7 +504,7 @@ class Llama(Generator):
 
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
+            return as_tokens(prompt, self._model.n_vocab())
         bos = self._model.token_bos()
         # an empty text is a fair prompt for a model that can begin with BOS
         return self.tokenize(prompt, special=True) or ([bos] if bos >= 0 else [])

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from infllm_cpp import InfLLMConfig, Llama, local_devices
@@ -148,7 +149,43 @@ def test_a_token_that_does_not_exist(llm: Llama) -> None:
             llm.eval(tokens)
     with pytest.raises(ValueError, match="token 1000000 is out of range"):
         llm.detokenize([10**6])
+    # not even the batches before it
+    with pytest.raises(ValueError, match=f"token {2**40} is out of range"):
+        llm.eval([1] * 300 + [2**40])
     assert llm.n_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        ([1, 2.0], r"tokens\[1\] = 2.0 is not an integer"),
+        (["Hi"], r"tokens\[0\] = 'Hi' is not an integer"),
+        ([1, None], r"tokens\[1\] = None is not an integer"),
+        ([True], r"tokens\[0\] = True is not an integer"),
+        ([[1, 2]], r"tokens\[0\] = \[1, 2\] is not an integer"),
+        (np.array([1.0]), r"tokens\[0\] = 1.0 is not an integer"),
+        (np.array([[1, 2]]), r"tokens have shape \(1, 2\)"),
+        (b"Hi", r"b'Hi' is not a sequence of tokens: use tokenize\(\) for a text"),
+        (5, "5 is not a sequence of tokens"),
+        (None, "None is not a sequence of tokens"),
+    ],
+)
+def test_tokens_that_are_no_integers(llm: Llama, tokens: Any, words: str) -> None:
+    for use in (llm.eval, llm.prefill, llm.detokenize, llm, llm.create_completion):
+        with pytest.raises(TypeError, match=words):
+            use(tokens)
+    assert llm.n_tokens == 0
+
+
+def test_integers_of_any_kind_are_tokens(llm: Llama) -> None:
+    tokens = llm.tokenize("The capital of France is")
+    for kind in (tuple(tokens), np.array(tokens), np.array(tokens, dtype=np.uint16), list(np.array(tokens))):
+        llm.reset()
+        llm.eval(kind)
+        assert llm.tokens == tokens
+        assert all(type(token) is int for token in llm.tokens)
+        assert llm.detokenize(kind) == b"The capital of France is"
+        assert llm(kind, max_tokens=1, temperature=0)["choices"][0]["text"] == " Paris"
 
 
 def test_an_empty_prompt(llm: Llama) -> None:
@@ -176,6 +213,23 @@ def test_sampling_out_of_range(llm: Llama, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"^{name} = .* is out of range: use a value from"):
         # at the call, not at the first step of the stream
         llm("Hi", stream=True, **{name: value})  # type: ignore[call-overload]
+
+
+def test_a_fraction_where_a_whole_number_belongs(llm: Llama, model_path: Path) -> None:
+    for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_gpu_layers", "seed"):
+        assert message_of(TypeError, model_path, **{name: 2.5}) == f"{name} = 2.5 is not an integer"
+    for name in ("max_tokens", "top_k", "seed"):
+        with pytest.raises(TypeError, match=f"^{name} = 2.5 is not an integer"):
+            llm("Hi", **{name: 2.5})  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^n_tokens = 2.5 is not an integer"):
+        llm.truncate(2.5)  # type: ignore[arg-type]
+
+
+def test_text_that_is_none(llm: Llama) -> None:
+    with pytest.raises(TypeError, match="text = 5 is neither a str nor bytes"):
+        llm.tokenize(5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"stop = \[5\] is neither a str nor a sequence of them"):
+        llm("Hi", stop=[5])  # type: ignore[list-item]
 
 
 def test_an_empty_stop_string(llm: Llama) -> None:
