@@ -45,8 +45,8 @@ def run_demo(options: RunOptions, n_tokens: int, depth: float, seed: int) -> Non
     else:
         n_ctx_train = load_model(options.path(), no_alloc=True).n_ctx_train()
 
-    # the same task in a text that plain llama.cpp can hold, and in one twice as long as it was trained for: a quarter
-    # beyond the training length the demo model still answers
+    # the same task in a text that plain llama.cpp can hold, and in one twice as long as it was trained for:
+    # a quarter beyond the training length the demo model still answers
     n_within, n_beyond = n_ctx_train // 2, n_ctx_train * 2
     lengths = {"plain llama.cpp": min(n_tokens, n_within)}
     if n_tokens > n_ctx_train:
@@ -56,12 +56,11 @@ def run_demo(options: RunOptions, n_tokens: int, depth: float, seed: int) -> Non
             results[name] = _ask(llm, length, depth, seed, name)
 
     out.print(_table(results))
-    if (beyond := results.get("plain llama.cpp, beyond training")) and not is_right(
-        beyond.answer, beyond.key
-    ):
+    beyond = results.get("plain llama.cpp, beyond training")
+    if beyond and not is_right(beyond.answer, beyond.key):
         out.print(
-            f"Plain llama.cpp fails beyond the training length, here in a text of {beyond.n_tokens:,} tokens; "
-            f"a longer one would only take longer to read."
+            "Plain llama.cpp fails beyond the training length, here in a text of "
+            f"{beyond.n_tokens:,} tokens; a longer one would only take longer to read."
         )
 
 

@@ -253,7 +253,7 @@ def test_demo_shows_plain_llama_cpp_within_and_beyond_the_training_length(
     tiny_models.write("llama", model)
     result = infllm("demo", "-m", str(model), "-t", "1", "--n-tokens", "3000")
     assert result.returncode == 0, result.stderr
-    assert re.search(r"text, tokens\W+2,9\d\d\W+(512|4\d\d)\W+(2,048|[12],\d\d\d)\D", result.stdout)
+    assert re.search(r"text, tokens\W+2,9\d\d\W+(512|4\d\d)\W+[12],\d\d\d\D", result.stdout)
     # random weights find nothing
     assert "Plain llama.cpp fails beyond the training length" in result.stdout
 
