@@ -67,12 +67,12 @@ static __global__ void gather_kernel(const pager_layer l, const pager_info * inf
         return;
     }
     wait_for_block(n_stored + seq, state.page_ins[i].block);
-    page_gather(thread_block(), l, seq, i, blockIdx.x%N_PART, N_PART);
+    page_gather(thread_block(), l, *info, i, blockIdx.x%N_PART, N_PART);
 }
 
 static __global__ void store_kernel(
-        const pager_layer * layers, const uint32_t seq, const uint32_t block0, const uint32_t shift, const uint32_t n_tokens,
-        const bool centre, uint8_t * staging, const uint64_t begin, const uint64_t size) {
+        const pager_layer * layers, const uint32_t seq, const uint32_t block0, const uint32_t n_tokens, const bool centre,
+        uint8_t * staging, const uint64_t begin, const uint64_t size) {
     extern __shared__ uint64_t data[];
 
     const pager_layer & l = layers[blockIdx.y];
@@ -81,18 +81,8 @@ static __global__ void store_kernel(
     scratch.init(l, data);
 
     const uint32_t block = block0 + blockIdx.x;
-    pager_store(thread_block(), l, seq, block, block - shift, last_query_block(l.cells, block, n_tokens), centre,
+    pager_store(thread_block(), l, seq, block, last_query_block(l.cells, block, n_tokens), centre,
             staging + blockIdx.x*size - begin, scratch);
-}
-
-static __global__ void rotate_kernel(
-        const pager_layer * layers, const uint32_t seq, const uint32_t block0, const uint32_t p1, const uint32_t src,
-        const uint32_t dst) {
-    const pager_layer & l = layers[blockIdx.y];
-
-    const uint32_t block = block0 + blockIdx.x;
-    const uint32_t left  = p1 - l.cells.block_pos(block);
-    pager_rotate(thread_block(), l, seq, block, left < l.cells.block_size ? left : l.cells.block_size, src, dst);
 }
 
 //
@@ -226,7 +216,7 @@ static void store(pager * p, const store_job & job) {
         CUDA_CHECK(cudaStreamWaitEvent(p->stream, p->copied));
         const dim3 grid(n, p->layers.size());
         store_kernel<<<grid, N_THREADS, p->store_smem, p->stream>>>(
-                p->d_layers, job.seq, job.block0 + i0, job.shift, job.n_tokens, job.block0 > 0, p->staging, p->begin, p->size);
+                p->d_layers, job.seq, job.block0 + i0, job.n_tokens, job.block0 > 0, p->staging, p->begin, p->size);
         CUDA_CHECK(cudaGetLastError());
         CUDA_CHECK(cudaEventRecord(p->staged, p->stream));
 
@@ -239,20 +229,6 @@ static void store(pager * p, const store_job & job) {
         CUDA_CHECK(cudaEventRecord(p->copied, p->stream_copy));
     }
 
-    CUDA_CHECK(cudaStreamSynchronize(p->stream));
-}
-
-static void rotate(pager * p, const rotate_job & job) {
-    const auto & cells = p->layers[0].cells;
-    if (job.p1 <= cells.block_pos(job.block0)) {
-        return;
-    }
-
-    ggml_cuda_set_device(p->device);
-
-    const dim3 grid(cells.block_of(job.p1 - 1) - job.block0 + 1, p->layers.size());
-    rotate_kernel<<<grid, N_THREADS, 0, p->stream>>>(p->d_layers, job.seq, job.block0, job.p1, job.src, job.dst);
-    CUDA_CHECK(cudaGetLastError());
     CUDA_CHECK(cudaStreamSynchronize(p->stream));
 }
 
@@ -302,14 +278,14 @@ void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     CUDA_CHECK(cudaGetLastError());
 
     if (scores || op->again) {
-        gather_kernel<<<l.topk*N_PART, N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
+        gather_kernel<<<l.cells.n_slot*N_PART, N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
         CUDA_CHECK(cudaGetLastError());
     }
 }
 
 const void * ggml_cuda_infllm_pager_api() {
     static const infllm::pager_api api = {
-        infllm::alloc, infllm::free, infllm::create, infllm::destroy, infllm::store, infllm::rotate, infllm::wait, infllm::page,
+        infllm::alloc, infllm::free, infllm::create, infllm::destroy, infllm::store, infllm::wait, infllm::page,
     };
     return &api;
 }

@@ -49,7 +49,8 @@ bool block_store::reserve(size_t n) {
         ok = false;
     }
 
-    while (!ok && reserved.size() > n_before) {
+    // when it fails nothing has changed; what a batch that was given up has left is not kept
+    while (reserved.size() > (ok ? n : n_before)) {
         mem.free(reserved.back());
         reserved.pop_back();
     }

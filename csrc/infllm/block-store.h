@@ -27,7 +27,7 @@ public:
     block_store(const block_store &)             = delete;
     block_store & operator=(const block_store &) = delete;
 
-    // take memory for n further blocks, so that the next n calls of alloc() succeed
+    // take memory for n further blocks, and no more, so that the next n calls of alloc() succeed
     // returns false, with nothing changed, over the limit or out of memory
     bool reserve(size_t n);
 

@@ -18,19 +18,9 @@ struct store_job {
     uint32_t seq;
     uint32_t block0;
     uint32_t n_block;
-    uint32_t shift;    // by which frames lag behind blocks
     uint32_t n_tokens; // of the sequence
 
     uint8_t * const * data; // [n_block] where they go, in memory from alloc()
-};
-
-// the blocks [block0, ..) of the ring, up to position p1, are rotated from the positions of frame src to those of dst
-struct rotate_job {
-    uint32_t seq;
-    uint32_t block0;
-    uint32_t p1;
-    uint32_t src;
-    uint32_t dst;
 };
 
 struct pager_api {
@@ -41,14 +31,13 @@ struct pager_api {
     pager * (*create )(const pager_layer * layers, uint32_t n_layer, uint32_t n_seq, uint64_t block_bytes);
     void    (*destroy)(pager * p);
 
-    // Both return when the next graph may start. The data of stored blocks may arrive later: page ops wait for it by
+    // store() returns when the next graph may start. The data of stored blocks may arrive later: page ops wait for it by
     // themselves, the host by wait().
-    void (*store )(pager * p, const store_job  & job);
-    void (*rotate)(pager * p, const rotate_job & job);
-    void (*wait  )(pager * p);
+    void (*store)(pager * p, const store_job & job);
+    void (*wait )(pager * p);
 
     // a ggml_custom_op_t, to be told apart by its address
-    //   src[0] I32 [5]                            pager_info
+    //   src[0] I32 [PAGER_INFO_SIZE]              pager_info
     //   next   F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions; missing if the layer's n_chunk is 0
     //   next   F32 [n_row, n_sub]                 scores; missing while nothing is stored, or as the layer before selects
     //   userdata                                  page_op

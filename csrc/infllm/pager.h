@@ -4,6 +4,7 @@
 #include "centred.h"
 #include "kv-row.h"
 #include "relevance.h"
+#include "rotation.h"
 #include "slots.h"
 #include "topk.h"
 
@@ -12,16 +13,18 @@
 
 namespace infllm {
 
-// where the pager finds a stored block. frame: its keys are rotated to the positions block_pos(frame) ..
-struct block_ref {
-    const uint8_t * data;
-    uint64_t        frame;
-};
-
 struct pager_stats {
     uint64_t n_select;
     uint64_t n_selected;
-    uint64_t n_page_in;
+    uint64_t n_page_in; // of the selected blocks
+    uint64_t n_copied;  // blocks, into slots
+};
+
+// how selected blocks get into slots
+enum pager_place : int32_t {
+    PLACE_UPDATE, // see update_slots(): few are copied
+    PLACE_ANEW,   // see place_slots()
+    PLACE_ALL,    // the same, and all are copied
 };
 
 // of a ubatch
@@ -31,7 +34,10 @@ struct pager_info {
     int32_t n_tokens;
     int32_t n_block; // stored
     int32_t agree;   // whether layers agree on the relevance of blocks
+    int32_t place;   // pager_place
+    int32_t shift;   // slot i has the positions of block i + shift, where it has not those of its own block
 };
+static constexpr int64_t PAGER_INFO_SIZE = sizeof(pager_info)/sizeof(int32_t);
 
 // What the pager knows of a layer. Memory is the device's, but for the blocks, which host and device share. A stored block
 // holds for each layer K rows, V rows and, if queries are summed up, the sum of its queries F32 [n_embd_k()].
@@ -43,7 +49,7 @@ struct pager_layer {
     uint32_t n_embd_head_k;
     uint32_t n_rot; // 0: no RoPE
     uint32_t neox;
-    uint32_t remap; // position = "infllm": a block is rotated to the positions of its slot
+    uint32_t remap; // position = "infllm": a block is rotated to the positions of its slot, see pager_info
 
     uint32_t topk;
     uint32_t repr_topk;
@@ -69,9 +75,10 @@ struct pager_layer {
     uint64_t stride_k; // bytes from one sequence to the next
     uint64_t stride_v;
 
-    const block_ref * blocks;     // [n_seq][n_block_max]
-    const float     * rope_block; // [n_block_max + 1][n_rot/2][2] see rotation.h: to the first position of every block
-    const float     * rope_undo;  // [block_size]     [n_rot/2][2] back from an offset in a block
+    const uint8_t * const * blocks; // [n_seq][n_block_max] stored blocks
+    const float * rope_low;   // [block_rotations::n_low ][n_rot/2][2] see rotation.h: by so many blocks
+    const float * rope_high;  // [block_rotations::n_high][n_rot/2][2]
+    const float * rope_undo;  // [block_size][n_rot/2][2] back from an offset in the first block
 
     INFLLM_PORTABLE uint32_t n_embd_k() const { return n_head_kv*n_embd_head_k; }
     INFLLM_PORTABLE uint64_t size_k()   const { return cells.block_size*row_k; }
@@ -91,12 +98,12 @@ struct pager_state {
     pager_stats * stats;
     slot_view     slots;
     float       * q_sum;     // [n_chunk][n_embd_k] sums of the queries of each block of positions not yet stored
-    page_in     * page_ins;  // [topk] of the current ubatch
+    page_in     * page_ins;  // [n_slot] of the current ubatch
     uint32_t    * n_page_in; // [1]
 
     INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
         const uint64_t n = sizeof(pager_stats) + sizeof(uint64_t)*(1 + l.cells.n_slot) +
-            sizeof(float)*l.n_chunk*l.n_embd_k() + sizeof(int32_t)*l.cells.n_slot + sizeof(page_in)*l.topk + sizeof(uint32_t);
+            sizeof(float)*l.n_chunk*l.n_embd_k() + sizeof(int32_t)*l.cells.n_slot + sizeof(page_in)*l.cells.n_slot + sizeof(uint32_t);
         return (n + 15)/16*16;
     }
 
@@ -109,7 +116,7 @@ struct pager_state {
         res.q_sum        = (float *) (res.slots.used + l.cells.n_slot);
         res.slots.block  = (int32_t *) (res.q_sum + uint64_t(l.n_chunk)*l.n_embd_k());
         res.page_ins     = (page_in *) (res.slots.block + l.cells.n_slot);
-        res.n_page_in    = (uint32_t *) (res.page_ins + l.topk);
+        res.n_page_in    = (uint32_t *) (res.page_ins + l.cells.n_slot);
         return res;
     }
 
@@ -174,9 +181,14 @@ INFLLM_PORTABLE cos_sin rope_at(const float * table, uint32_t n_rot, uint32_t ro
     return { cs[0], cs[1] };
 }
 
-// from the positions of block frame src to those of dst
+// by n blocks
+INFLLM_PORTABLE cos_sin rope_by(const pager_layer & l, uint32_t n, uint32_t i) {
+    return rope_at(l.rope_low, l.n_rot, n%block_rotations::N_LOW, i)*rope_at(l.rope_high, l.n_rot, n/block_rotations::N_LOW, i);
+}
+
+// from the positions of block src to those of block dst
 INFLLM_PORTABLE cos_sin rope_move(const pager_layer & l, uint32_t src, uint32_t dst, uint32_t i) {
-    return rope_at(l.rope_block, l.n_rot, dst, i)*rope_at(l.rope_block, l.n_rot, src, i).inverse();
+    return src < dst ? rope_by(l, dst - src, i) : rope_by(l, src - dst, i).inverse();
 }
 
 // the dimensions of pair i
@@ -306,39 +318,48 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
         }
         select_topk(g, l.scores, n_block, n, scratch.topk, scratch.keys, l.chosen);
     }
-    update_slots(g, state.slots, l.chosen, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
+    if (info.place == PLACE_UPDATE) {
+        update_slots(g, state.slots, l.chosen, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
+    } else {
+        place_slots(g, state.slots, l.chosen, n, n_block, info.place == PLACE_ALL, scratch.order, scratch.where,
+                state.page_ins, state.n_page_in);
+    }
 
     if (g.rank() == 0) {
         state.stats->n_select   += 1;
         state.stats->n_selected += n;
-        state.stats->n_page_in  += *state.n_page_in;
+        state.stats->n_page_in  += count_selected(state.page_ins, *state.n_page_in, l.chosen, n);
+        state.stats->n_copied   += *state.n_page_in;
     }
 }
 
 // copy part of the rows of page-in i into its slot; nothing if there are fewer
 template <typename Group>
-INFLLM_PORTABLE void page_gather(const Group & g, const pager_layer & l, uint32_t seq, uint32_t i, uint32_t part, uint32_t n_part) {
+INFLLM_PORTABLE void page_gather(
+        const Group & g, const pager_layer & l, const pager_info & info, uint32_t i, uint32_t part, uint32_t n_part) {
+    const uint32_t    seq   = info.seq;
     const pager_state state = pager_state::of(l, seq);
     if (i >= *state.n_page_in) {
         return;
     }
 
-    const page_in   p   = state.page_ins[i];
-    const block_ref ref = l.blocks[uint64_t(seq)*l.n_block_max + p.block];
+    const page_in   p     = state.page_ins[i];
+    const uint8_t * block = l.blocks[uint64_t(seq)*l.n_block_max + p.block];
 
     const uint32_t row0 = uint64_t(l.cells.block_size)* part     /n_part;
     const uint32_t row1 = uint64_t(l.cells.block_size)*(part + 1)/n_part;
     const uint32_t cell = l.cells.slot_cell(p.slot) + row0;
 
-    const uint8_t * src_k = ref.data + l.offset;
+    const uint8_t * src_k = block + l.offset;
     const uint8_t * src_v = src_k + l.size_k();
 
     copy_bytes(g, l.k_cell(seq, cell), src_k + row0*l.row_k, (row1 - row0)*l.row_k);
     copy_bytes(g, l.v_cell(seq, cell), src_v + row0*l.row_v, (row1 - row0)*l.row_v);
 
-    if (l.remap && l.n_rot > 0 && ref.frame != p.slot) {
+    const uint32_t dst = p.slot + info.shift;
+    if (l.remap && l.n_rot > 0 && uint32_t(p.block) != dst) {
         g.sync();
-        rotate_k(g, l, l.k_cell(seq, cell), row1 - row0, uint32_t(ref.frame), p.slot);
+        rotate_k(g, l, l.k_cell(seq, cell), row1 - row0, p.block, dst);
     }
 }
 
@@ -368,11 +389,10 @@ struct store_scratch {
 
 // A block leaves the ring: its rows and its query sum go to dst, which is laid out as a stored block, and its
 // representative keys (see representatives.h) into their place.
-//   frame   its keys are rotated to the positions of this block
 //   last    last block of the queries that follow it in its local window
 //   centre  whether the mean of the keys is known
 template <typename Group>
-INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block, uint32_t frame,
+INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block,
         uint32_t last, bool centre, uint8_t * dst, const store_scratch & s) {
     const pager_state state = pager_state::of(l, seq);
 
@@ -395,14 +415,15 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
     if (!l.repr) {
         return;
     }
-    for (uint32_t i = g.rank(); i < n_embd; i += g.size()) {
+    const bool all = l.repr_topk == n_part; // no tokens to choose
+    for (uint32_t i = g.rank(); !all && i < n_embd; i += g.size()) {
         s.q[i] = 0.0f;
         for (uint32_t b = block + 1; l.n_chunk > 0 && b <= last; ++b) {
             s.q[i] += state.q_sum[uint64_t(b%l.n_chunk)*n_embd + i];
         }
     }
     g.sync();
-    for (uint32_t i = g.rank(); i < n_head*size; i += g.size()) {
+    for (uint32_t i = g.rank(); !all && i < n_head*size; i += g.size()) {
         const uint32_t h = i/size;
         float sum = 0.0f;
         for (uint32_t j = h*l.n_embd_head_k; j < (h + 1)*l.n_embd_head_k; ++j) {
@@ -411,7 +432,7 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
         s.score[i] = sum;
     }
     g.sync();
-    for (uint32_t i = g.rank(); i < n_head*size; i += g.size()) {
+    for (uint32_t i = g.rank(); !all && i < n_head*size; i += g.size()) {
         const float  * score = s.score + i/n_part*n_part; // of the part
         const uint64_t key   = topk_key(s.score[i], i%n_part);
         uint32_t rank = 0;
@@ -440,14 +461,14 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
         float sum0 = 0.0f;
         float sum1 = 0.0f;
         for (uint32_t r = 0; r < l.repr_topk; ++r) {
-            const uint32_t  m   = s.best[hr*l.repr_topk + r];
+            const uint32_t  m   = all ? hr%l.n_repr*n_part + r : s.best[hr*l.repr_topk + r];
             const uint8_t * row = k + m*l.row_k;
             const float     a   = kv_load(l.type_k, row, head + d0);
             const float     b   = kv_load(l.type_k, row, head + d1);
 
             cos_sin undo = { 1.0f, 0.0f };
             if (item < n_pair) {
-                undo = rope_at(l.rope_block, l.n_rot, frame, item).inverse()*rope_at(l.rope_undo, l.n_rot, m, item);
+                undo = rope_by(l, block, item).inverse()*rope_at(l.rope_undo, l.n_rot, m, item);
             }
             sum0 += (a*undo.c - b*undo.s)*weight;
             sum1 += (a*undo.s + b*undo.c)*weight;
@@ -461,33 +482,6 @@ INFLLM_PORTABLE void pager_store(const Group & g, const pager_layer & l, uint32_
     if (l.mean && centre) {
         g.sync();
         centre_rows(g, repr, l.n_repr, n_embd, l.mean + uint64_t(seq)*n_embd, s.sums);
-    }
-}
-
-// rotate the first n rows of a block in the ring, and its query sum, from the positions of frame src to those of dst
-template <typename Group>
-INFLLM_PORTABLE void pager_rotate(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block, uint32_t n,
-        uint32_t src, uint32_t dst) {
-    if (l.n_rot == 0) {
-        return;
-    }
-    rotate_k(g, l, l.k_cell(seq, l.cells.cell(l.cells.block_pos(block))), n, src, dst);
-    if (l.n_chunk == 0) {
-        return;
-    }
-
-    const uint32_t n_pair = l.n_rot/2;
-    float * q_sum = pager_state::of(l, seq).q_sum + uint64_t(block%l.n_chunk)*l.n_embd_k();
-    for (uint32_t i = g.rank(); i < l.n_head_kv*n_pair; i += g.size()) {
-        float * x  = q_sum + i/n_pair*l.n_embd_head_k;
-        float & x0 = x[rope_dim0(l, i%n_pair)];
-        float & x1 = x[rope_dim1(l, i%n_pair)];
-
-        const cos_sin r = rope_move(l, src, dst, i%n_pair);
-        const float   a = x0;
-        const float   b = x1;
-        x0 = a*r.c - b*r.s;
-        x1 = a*r.s + b*r.c;
     }
 }
 

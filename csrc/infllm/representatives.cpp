@@ -3,6 +3,7 @@
 #include "selection.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace infllm {
 
@@ -29,15 +30,19 @@ void representative_keys(
     const uint32_t n_part = n_token/n_repr;
 
     std::vector<float>   score(n_part);
-    std::vector<int32_t> best;
+    std::vector<int32_t> best(n_part); // of a part: all, unless they are chosen
     std::vector<float>   key(n_embd_head);
+
+    std::iota(best.begin(), best.end(), 0);
 
     for (uint32_t r = 0; r < n_repr; ++r) {
         for (uint32_t h = 0; h < n_head; ++h, out += n_embd_head) {
             const uint32_t h_kv = h/(n_head/n_head_kv);
 
-            std::copy_n(scores + std::size_t(h)*n_token + r*n_part, n_part, score.begin());
-            select_topk(score, repr_topk, best);
+            if (repr_topk < n_part) {
+                std::copy_n(scores + std::size_t(h)*n_token + r*n_part, n_part, score.begin());
+                select_topk(score, repr_topk, best);
+            }
 
             std::fill(out, out + n_embd_head, 0.0f);
             for (const int32_t i : best) {

@@ -23,7 +23,7 @@ void token_scores(
 // own tokens.
 //
 //   k      [n_token][n_head_kv][n_embd_head]  keys, rotated to their positions
-//   scores [n_head][n_token]                  n_head a multiple of n_head_kv: successive heads share a KV head
+//   scores [n_head][n_token]                  not read where all tokens of a part count; n_head a multiple of n_head_kv: successive heads share a KV head
 //   undo   [n_token]                          what undoes the rotation of each token's key; empty without RoPE
 //   out    [n_repr][n_head][n_embd_head]
 void representative_keys(

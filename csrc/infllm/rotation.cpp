@@ -46,4 +46,11 @@ void rotation::apply(float * x, uint32_t n_vec, uint32_t n_embd_head) const {
     }
 }
 
+rotation block_rotations::by(int64_t n_block) const {
+    const uint64_t n   = n_block < 0 ? -n_block : n_block;
+    const rotation res = low[n%N_LOW]*high[n/N_LOW];
+
+    return n_block < 0 ? res.inverse() : res;
+}
+
 } // namespace infllm

@@ -29,4 +29,19 @@ struct rotation {
     bool apply_f16(uint16_t * x, uint32_t n_vec, uint32_t n_embd_head) const;
 };
 
+// Rotations by any number of blocks, in either direction. Two small tables are composed, so that memory does not grow with the
+// context.
+struct block_rotations {
+    static constexpr uint32_t N_LOW = 4096;
+
+    std::vector<rotation> low;  // by i blocks
+    std::vector<rotation> high; // by i*N_LOW blocks
+
+    // entries of the tables for distances of at most n_block blocks
+    static uint32_t n_low (uint32_t n_block) { return n_block < N_LOW ? n_block + 1 : N_LOW; }
+    static uint32_t n_high(uint32_t n_block) { return n_block/N_LOW + 1; }
+
+    rotation by(int64_t n_block) const;
+};
+
 } // namespace infllm

@@ -50,4 +50,15 @@ void slot_table::update(const int32_t * selected, uint32_t n, std::vector<page_i
     out.resize(n_old + n_new);
 }
 
+void slot_table::place(const int32_t * selected, uint32_t n, uint32_t n_block, bool stale, std::vector<page_in> & out) {
+    assert(n <= n_slot() && n <= n_block);
+
+    const size_t n_old = out.size();
+    uint32_t     n_new = 0;
+
+    out.resize(n_old + n_slot());
+    place_slots(single_thread(), view(), selected, n, n_block, stale, order.data(), where.data(), out.data() + n_old, &n_new);
+    out.resize(n_old + n_new);
+}
+
 } // namespace infllm

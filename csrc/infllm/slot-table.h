@@ -28,6 +28,10 @@ public:
     // requires n <= n_slot() and no block twice
     void update(const int32_t * selected, uint32_t n, std::vector<page_in> & out);
 
+    // fill all slots by what is selected alone (see place_slots()), of n_block stored blocks; with stale, all are appended to out
+    // requires n <= n_slot(), n <= n_block and no block twice
+    void place(const int32_t * selected, uint32_t n, uint32_t n_block, bool stale, std::vector<page_in> & out);
+
     uint32_t n_slot() const { return static_cast<uint32_t>(blocks.size()); }
 
     int32_t block_at(uint32_t slot)  const { return blocks[slot]; }
@@ -41,7 +45,7 @@ private:
     std::vector<int32_t>  blocks; // [n_slot]
     std::vector<uint64_t> used;   // [n_slot]
 
-    // work space of update()
+    // work space of update() and place()
     std::vector<uint32_t> order;
     std::vector<int32_t>  where;
 };

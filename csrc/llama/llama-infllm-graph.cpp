@@ -38,6 +38,7 @@ public:
         seq_id(mctx->get_seq_id()),
         n_kv(mctx->get_n_kv()),
         n_block(mctx->get_n_block()),
+        n_block_cap(mctx->get_mem()->get_n_block_cap()),
         has_pagers(mctx->get_mem()->has_pagers()),
         has_scores(mctx->get_mem()->has_scores()) {
     }
@@ -71,6 +72,7 @@ public:
             seq_id  == mctx_infllm->get_seq_id() &&
             n_kv    == mctx_infllm->get_n_kv() &&
             n_block == mctx_infllm->get_n_block() &&
+            n_block_cap == mctx_infllm->get_mem()->get_n_block_cap() &&
             has_pagers == mctx_infllm->get_mem()->has_pagers() &&
             has_scores == mctx_infllm->get_mem()->has_scores();
     }
@@ -83,13 +85,14 @@ public:
     ggml_tensor * key_idxs  = nullptr; // I32 [n_key], with search = keys
     ggml_tensor * key_shift = nullptr; // I32 [n_key]
     ggml_tensor * window  = nullptr; // F32 [n_kv, n_tokens], with published scores
-    ggml_tensor * info    = nullptr; // I32 [5]
+    ggml_tensor * info    = nullptr; // I32 [PAGER_INFO_SIZE]
 
     std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_row, 1], where they are given from outside
 
     const llama_seq_id seq_id;
     const uint32_t     n_kv;
     const uint32_t     n_block;
+    const uint32_t     n_block_cap; // representative keys lie elsewhere when it has grown
     const bool         has_pagers;
     const bool         has_scores;
 };
@@ -140,7 +143,7 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
     }
 
     if (mctx->get_mem()->has_pagers()) {
-        inp->info = new_input(GGML_TYPE_I32, 5, 1, "infllm_inp_info");
+        inp->info = new_input(GGML_TYPE_I32, infllm::PAGER_INFO_SIZE, 1, "infllm_inp_info");
     }
 
     mctx->get_mem()->set_sched(graph.sched);

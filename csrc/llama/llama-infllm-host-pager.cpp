@@ -37,17 +37,8 @@ static void store(pager * p, const store_job & job) {
         scratch.init(l, p->scratch.data());
         for (uint32_t i = 0; i < job.n_block; ++i) {
             const uint32_t block = job.block0 + i;
-            pager_store(single_thread(), l, job.seq, block, block - job.shift,
-                    last_query_block(l.cells, block, job.n_tokens), job.block0 > 0, job.data[i], scratch);
-        }
-    }
-}
-
-static void rotate(pager * p, const rotate_job & job) {
-    for (const auto & l : p->layers) {
-        for (uint32_t b = job.block0; l.cells.block_pos(b) < job.p1; ++b) {
-            const uint32_t n = std::min(l.cells.block_size, job.p1 - l.cells.block_pos(b));
-            pager_rotate(single_thread(), l, job.seq, b, n, job.src, job.dst);
+            pager_store(single_thread(), l, job.seq, block, last_query_block(l.cells, block, job.n_tokens), job.block0 > 0,
+                    job.data[i], scratch);
         }
     }
 }
@@ -75,13 +66,13 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
             q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<float *>(scores->data) : nullptr,
             scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, scratch);
 
-    for (uint32_t i = 0; info->n_block > 0 && i < op->layer->topk; ++i) {
-        page_gather(single_thread(), *op->layer, info->seq, i, 0, 1);
+    for (uint32_t i = 0; info->n_block > 0 && i < op->layer->cells.n_slot; ++i) {
+        page_gather(single_thread(), *op->layer, *info, i, 0, 1);
     }
 }
 
 const pager_api & host_pager_api() {
-    static const pager_api api = { std::malloc, std::free, create, destroy, store, rotate, wait, page };
+    static const pager_api api = { std::malloc, std::free, create, destroy, store, wait, page };
     return api;
 }
 

@@ -25,23 +25,34 @@ llama_infllm_pagers::llama_infllm_pagers(uint32_t n_seq, uint64_t pinned_max_byt
 }
 
 llama_infllm_pagers::~llama_infllm_pagers() {
-    for (auto * p : pagers) {
+    clear();
+}
+
+void llama_infllm_pagers::destroy(std::vector<pager *> & group) {
+    for (auto * p : group) {
         shared->destroy(p);
     }
+    group.clear();
+}
+
+void llama_infllm_pagers::clear() {
+    destroy(pagers);
     if (blocks) {
         shared->free(blocks);
     }
+    blocks = nullptr;
+    layers.clear();
 }
 
 bool llama_infllm_pagers::add_layer(
         const pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, ggml_tensor * mean,
+        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, bool search, ggml_tensor * mean,
         int32_t rope, uint32_t n_sub_max) {
     const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
 
     // Memory is shared in one way: layers on devices of another kind are left to the host. So are those that would follow a
     // layer's selection, where there is none before them.
-    if (!pager_supports(shape) || (shared && shared != &api) || (!repr && other == layers.end())) {
+    if (!pager_supports(shape) || (shared && shared != &api) || (!search && other == layers.end())) {
         return false;
     }
     shared = &api;
@@ -53,25 +64,26 @@ bool llama_infllm_pagers::add_layer(
     l.pl     = shape;
     l.k      = k;
     l.v      = v;
-    l.repr   = repr;
     l.mean   = mean;
-    l.state  = ggml_new_tensor_2d(ctx, GGML_TYPE_I8,  pager_state::size(shape), n_seq);
-    l.scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, shape.n_block_max);
+    l.state  = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, pager_state::size(shape), n_seq);
 
     // layers on a device share what they agree on, and the tables
-    l.pl.first = other == layers.end();
-    l.sums     = l.pl.first ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_block_max, n_sub_max) : other->sums;
-    l.chosen   = l.pl.first ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk)                   : other->chosen;
+    l.first     = other - layers.begin();
+    l.pl.first  = other == layers.end();
+    l.chosen    = l.pl.first ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk) : other->chosen;
+    l.n_sub_max = n_sub_max;
 
     const auto same = std::find_if(layers.begin(), layers.end(), [&](const layer & o) {
         return o.buft == buft && o.rope == rope;
     });
     if (same != layers.end()) {
-        l.rope_block = same->rope_block;
-        l.rope_undo  = same->rope_undo;
+        l.rope_low  = same->rope_low;
+        l.rope_high = same->rope_high;
+        l.rope_undo = same->rope_undo;
     } else if (rope >= 0) {
-        l.rope_block = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, shape.n_block_max + 1);
-        l.rope_undo  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, shape.cells.block_size);
+        l.rope_low  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, block_rotations::n_low (shape.n_block_max));
+        l.rope_high = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, block_rotations::n_high(shape.n_block_max));
+        l.rope_undo = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, shape.cells.block_size);
     }
 
     layers.push_back(l);
@@ -86,54 +98,100 @@ static void set_rotations(ggml_tensor * t, const std::vector<rotation> & rots) {
     ggml_backend_tensor_set(t, data.data(), 0, ggml_nbytes(t));
 }
 
-bool llama_infllm_pagers::start(uint64_t block_bytes, const rotations & block, const rotations & undo) {
-    if (layers.empty()) {
-        return true;
+void llama_infllm_pagers::start(uint64_t block_bytes, const rotations & low, const rotations & high, const rotations & undo) {
+    this->block_bytes = block_bytes;
+
+    for (auto & l : layers) {
+        if (l.rope_low) {
+            set_rotations(l.rope_low,  low (l.rope));
+            set_rotations(l.rope_high, high(l.rope));
+            set_rotations(l.rope_undo, undo(l.rope));
+            l.pl.rope_low  = static_cast<const float *>(l.rope_low ->data);
+            l.pl.rope_high = static_cast<const float *>(l.rope_high->data);
+            l.pl.rope_undo = static_cast<const float *>(l.rope_undo->data);
+        }
+        l.pl.k        = static_cast<uint8_t *>(l.k     ->data);
+        l.pl.v        = static_cast<uint8_t *>(l.v     ->data);
+        l.pl.mean     = l.mean ? static_cast<const float *>(l.mean->data) : nullptr;
+        l.pl.state    = static_cast<uint8_t *>(l.state ->data);
+        l.pl.chosen   = static_cast<int32_t *>(l.chosen->data);
+        l.pl.stride_k = l.k->nb[2];
+        l.pl.stride_v = l.v->nb[2];
+    }
+}
+
+void llama_infllm_pagers::make_blocks(ggml_context * ctx, uint32_t idx, uint32_t n_block) {
+    auto * l = find(idx);
+
+    l->scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_block);
+    l->sums   = l->pl.first ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_block, l->n_sub_max) : layers[l->first].sums;
+}
+
+bool llama_infllm_pagers::set_blocks(
+        uint32_t n_block, const std::function<ggml_tensor * (uint32_t idx)> & repr, const std::vector<uint32_t> & n_stored) {
+    const uint32_t n_old = this->n_block;
+
+    auto ** blocks_new = static_cast<const uint8_t **>(shared->alloc(size_t(n_seq)*n_block*sizeof(uint8_t *)));
+
+    std::vector<pager_layer>     pls;
+    std::vector<pager *>         pagers_new;
+    std::vector<infllm::pager *> pager_of; // layer
+    for (auto & l : layers) {
+        pager_layer pl = l.pl;
+        const auto * t = repr(l.idx);
+        pl.n_block_max = n_block;
+        pl.repr        = t ? static_cast<uint16_t *>(t->data) : nullptr;
+        pl.scores      = static_cast<float *>(l.scores->data);
+        pl.sums        = static_cast<float *>(l.sums  ->data);
+        pl.blocks      = blocks_new;
+        pls.push_back(pl);
     }
 
-    const size_t n_ref = size_t(n_seq)*layers[0].pl.n_block_max;
-    blocks = static_cast<block_ref *>(shared->alloc(n_ref*sizeof(block_ref)));
-    if (!blocks) {
-        layers.clear();
+    bool ok = blocks_new != nullptr;
+    for (uint32_t i = 0; ok && i < layers.size(); ++i) {
+        if (!layers[i].pl.first) {
+            pager_of.push_back(pager_of[layers[i].first]);
+            continue;
+        }
+        std::vector<pager_layer> group;
+        for (uint32_t j = i; j < layers.size(); ++j) {
+            if (j == i || layers[j].first == i) {
+                group.push_back(pls[j]);
+            }
+        }
+        auto * p = shared->create(group.data(), group.size(), n_seq, block_bytes);
+        ok = p != nullptr;
+        if (ok) {
+            pagers_new.push_back(p);
+            pager_of.push_back(p);
+        }
+    }
+    if (!ok) {
+        destroy(pagers_new);
+        if (blocks_new) {
+            shared->free(blocks_new);
+        }
         return false;
     }
 
-    std::map<ggml_backend_buffer_type_t, std::vector<layer *>> by_buft;
-    for (auto & l : layers) {
-        if (l.rope_block) {
-            set_rotations(l.rope_block, block(l.rope));
-            set_rotations(l.rope_undo,  undo (l.rope));
-            l.pl.rope_block = static_cast<const float *>(l.rope_block->data);
-            l.pl.rope_undo  = static_cast<const float *>(l.rope_undo ->data);
-        }
-        l.pl.k        = static_cast<uint8_t  *>(l.k     ->data);
-        l.pl.v        = static_cast<uint8_t  *>(l.v     ->data);
-        l.pl.repr     = l.repr ? static_cast<uint16_t *>(l.repr->data) : nullptr;
-        l.pl.mean     = l.mean ? static_cast<const float *>(l.mean->data) : nullptr;
-        l.pl.state    = static_cast<uint8_t  *>(l.state ->data);
-        l.pl.scores   = static_cast<float    *>(l.scores->data);
-        l.pl.sums     = static_cast<float    *>(l.sums  ->data);
-        l.pl.chosen   = static_cast<int32_t  *>(l.chosen->data);
-        l.pl.stride_k = l.k->nb[2];
-        l.pl.stride_v = l.v->nb[2];
-        l.pl.blocks   = blocks;
-        by_buft[l.buft].push_back(&l);
+    for (uint32_t s = 0; s < n_seq; ++s) {
+        std::copy_n(blocks + size_t(s)*n_old, n_stored[s], blocks_new + size_t(s)*n_block);
     }
-    for (auto & [_, group] : by_buft) {
-        std::vector<pager_layer> pls;
-        for (const auto * l : group) {
-            pls.push_back(l->pl);
-        }
-        pager * p = shared->create(pls.data(), pls.size(), n_seq, block_bytes);
-        if (!p) {
-            layers.clear();
-            return false;
-        }
-        pagers.push_back(p);
-        for (auto * l : group) {
-            l->op       = { p, &l->pl, false };
-            l->op_again = { p, &l->pl, true  };
-        }
+    destroy(pagers);
+    if (blocks) {
+        shared->free(blocks);
+    }
+    this->n_block = n_block;
+    blocks        = blocks_new;
+    pagers        = std::move(pagers_new);
+    for (uint32_t i = 0; i < layers.size(); ++i) {
+        auto & l = layers[i];
+        l.pl       = pls[i];
+        l.op       = { pager_of[i], &l.pl, false };
+        l.op_again = { pager_of[i], &l.pl, true  };
+    }
+    for (uint32_t s = 0; s < n_seq; ++s) {
+        store({ s, n_stored[s], 0, 0, nullptr }); // they are in the store already
     }
     return true;
 }
@@ -178,19 +236,13 @@ void llama_infllm_pagers::free(void * ptr) {
     shared->free(ptr);
 }
 
-void llama_infllm_pagers::set_block(uint32_t seq, uint32_t block, const uint8_t * data, uint32_t frame) {
-    blocks[size_t(seq)*layers[0].pl.n_block_max + block] = { data, frame };
+void llama_infllm_pagers::set_block(uint32_t seq, uint32_t block, const uint8_t * data) {
+    blocks[size_t(seq)*n_block + block] = data;
 }
 
 void llama_infllm_pagers::store(const store_job & job) {
     for (auto * p : pagers) {
         shared->store(p, job);
-    }
-}
-
-void llama_infllm_pagers::rotate(const rotate_job & job) {
-    for (auto * p : pagers) {
-        shared->rotate(p, job);
     }
 }
 
@@ -230,16 +282,12 @@ void llama_infllm_pagers::push(uint32_t idx, uint32_t seq, slot_table & slots, c
     ggml_backend_tensor_set(l->state, data.data(), seq*l->state->nb[1], l->state->nb[1]);
 }
 
-void llama_infllm_pagers::copy_seq(uint32_t src, uint32_t dst, uint32_t n_block) {
+void llama_infllm_pagers::copy_seq(uint32_t src, uint32_t dst, uint32_t n_stored) {
     if (layers.empty()) {
         return;
     }
-    const size_t n_max = layers[0].pl.n_block_max;
-    std::copy_n(blocks + src*n_max, n_block, blocks + dst*n_max);
-
-    for (auto * p : pagers) {
-        shared->store(p, { dst, n_block, 0, 0, 0, nullptr }); // they are in the store already
-    }
+    std::copy_n(blocks + size_t(src)*n_block, n_stored, blocks + size_t(dst)*n_block);
+    store({ dst, n_stored, 0, 0, nullptr }); // they are in the store already
 
     std::vector<uint8_t> data;
     for (auto & l : layers) {
@@ -260,6 +308,7 @@ pager_stats llama_infllm_pagers::get_stats(uint32_t idx) const {
         res.n_select   += stats.n_select;
         res.n_selected += stats.n_selected;
         res.n_page_in  += stats.n_page_in;
+        res.n_copied   += stats.n_copied;
     }
     return res;
 }

@@ -30,13 +30,21 @@ public:
     //   rope       index of its RoPE, -1: none
     //   n_sub_max  sub-chunks of a ubatch
     bool add_layer(const infllm::pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-            const infllm::pager_layer & shape, ggml_tensor * k, ggml_tensor * v, ggml_tensor * repr, ggml_tensor * mean,
+            const infllm::pager_layer & shape, ggml_tensor * k, ggml_tensor * v, bool search, ggml_tensor * mean,
             int32_t rope, uint32_t n_sub_max);
 
-    // Once the tensors are allocated.
-    //   block, undo  of RoPE i: rotations to the first position of every block, and back from an offset in a block
-    using rotations = std::function<const std::vector<infllm::rotation> & (int32_t i)>;
-    bool start(uint64_t block_bytes, const rotations & block, const rotations & undo);
+    // once the tensors are allocated; set_blocks() must follow
+    using rotations = std::function<const std::vector<infllm::rotation> & (int32_t i)>; // of RoPE i
+    void start(uint64_t block_bytes, const rotations & low, const rotations & high, const rotations & undo);
+
+    // What grows with the number of blocks: make the tensors of a layer for n_block of them in ctx, then, when these are
+    // allocated, use them from now on. false: there is not enough memory to share, nothing is changed.
+    //   repr       of layer idx, nullptr if it has none
+    //   n_stored   [n_seq] blocks in the store
+    void make_blocks(ggml_context * ctx, uint32_t idx, uint32_t n_block);
+    bool set_blocks (uint32_t n_block, const std::function<ggml_tensor * (uint32_t idx)> & repr, const std::vector<uint32_t> & n_stored);
+
+    void clear(); // no layer is paged by its device
 
     bool empty() const { return layers.empty(); }
 
@@ -50,16 +58,15 @@ public:
     void   free (void * ptr);
     bool   is_pinned() const { return pageable.empty(); }
 
-    void set_block(uint32_t seq, uint32_t block, const uint8_t * data, uint32_t frame);
+    void set_block(uint32_t seq, uint32_t block, const uint8_t * data);
 
-    void store (const infllm::store_job  & job);
-    void rotate(const infllm::rotate_job & job);
+    void store(const infllm::store_job & job);
     void wait();
 
     // what changes from ubatch to ubatch, from the device and to it; the graph must not be running
     void pull(uint32_t idx, uint32_t seq, infllm::slot_table & slots, std::vector<float> & q_sum) const;
     void push(uint32_t idx, uint32_t seq, infllm::slot_table & slots, const std::vector<float> & q_sum);
-    void copy_seq(uint32_t src, uint32_t dst, uint32_t n_block);
+    void copy_seq(uint32_t src, uint32_t dst, uint32_t n_stored);
 
     infllm::pager_stats get_stats(uint32_t idx) const;
     void                reset_stats();
@@ -77,15 +84,20 @@ private:
 
         ggml_tensor * k;
         ggml_tensor * v;
-        ggml_tensor * repr;
         ggml_tensor * mean;
         ggml_tensor * state;  // I8  [pager_state::size, n_seq]
-        ggml_tensor * scores; // F32 [n_block_max]
-        ggml_tensor * sums;   // F32 [n_block_max, n_sub_max]
         ggml_tensor * chosen; // I32 [topk]
-        ggml_tensor * rope_block = nullptr; // F32 [n_rot, n_block_max + 1]
-        ggml_tensor * rope_undo  = nullptr; // F32 [n_rot, block_size]
+        ggml_tensor * scores; // F32 [n_block_max], as made last
+        ggml_tensor * sums;   // F32 [n_block_max, n_sub_max], as made last
+        ggml_tensor * rope_low  = nullptr; // F32 [n_rot, block_rotations::n_low]
+        ggml_tensor * rope_high = nullptr; // F32 [n_rot, block_rotations::n_high]
+        ggml_tensor * rope_undo = nullptr; // F32 [n_rot, block_size]
+
+        uint32_t first; // index in layers of the first one on its device
+        uint32_t n_sub_max;
     };
+
+    void destroy(std::vector<infllm::pager *> & group);
 
     const layer * find(uint32_t idx) const;
     layer       * find(uint32_t idx);
@@ -98,7 +110,9 @@ private:
     std::vector<layer>           layers;
     std::vector<infllm::pager *> pagers; // one for each buffer type
 
-    infllm::block_ref * blocks = nullptr; // [n_seq][n_block_max]
+    uint64_t         block_bytes = 0;
+    uint32_t         n_block     = 0;
+    const uint8_t ** blocks      = nullptr; // [n_seq][n_block]
 
     uint64_t                   pinned_bytes = 0;
     std::unordered_set<void *> pageable;

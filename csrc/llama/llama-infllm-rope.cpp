@@ -18,7 +18,8 @@ llama_infllm_rope::llama_infllm_rope(const llama_model & model, const llama_cpar
     freq_base  (model.get_rope_freq_base (cparams, il)),
     freq_scale (model.get_rope_freq_scale(cparams, il)),
     ext_factor (cparams.yarn_ext_factor),
-    attn_factor(cparams.yarn_attn_factor),
+    // what ggml_rope_ext multiplies with when YaRN extends the context (rope_yarn() in ggml-cpu/ops.cpp), taken back
+    attn_factor(ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*std::log(1.0f/freq_scale)) : 1.0f),
     beta_fast  (cparams.yarn_beta_fast),
     beta_slow  (cparams.yarn_beta_slow) {
 }

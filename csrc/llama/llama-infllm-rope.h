@@ -12,8 +12,9 @@ struct ggml_tensor;
 struct llama_cparams;
 struct llama_model;
 
-// RoPE as the model applies it in one layer. Every angle comes from ggml_rope_ext with the model's own parameters
-// (frequency factors, YaRN, base per layer): in a graph, or as the rotation that it applies for a distance.
+// The rotations of RoPE as the model applies it in one layer, to move what is rotated already: every angle comes from
+// ggml_rope_ext with the model's own parameters (frequency factors, YaRN, base per layer), in a graph or for a distance. The
+// magnitude of YaRN and LongRoPE is left out: it is in the keys and queries once, and must stay so.
 class llama_infllm_rope {
 public:
     llama_infllm_rope(const llama_model & model, const llama_cparams & cparams, int32_t il);
@@ -21,10 +22,10 @@ public:
     // the same RoPE, so that layers can share one object
     bool operator==(const llama_infllm_rope & other) const;
 
-    // rotations by the given distances, of unit magnitude (YaRN's factor is taken out)
+    // rotations by the given distances
     std::vector<infllm::rotation> rotations(const std::vector<llama_pos> & dist) const;
 
-    // rotate cur [n_embd_head, n_head, n_tokens] by pos I32 [n_tokens]
+    // rotate cur [n_embd_head, n_head, n_tokens] by the distances pos I32 [n_tokens]
     ggml_tensor * build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const;
 
 private:

@@ -7,12 +7,17 @@
 #include "llama-impl.h"
 #include "llama-model.h"
 
+#include "../infllm/text-split.h"
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
 #include <vector>
+
+// as with the InfLLM memory and its defaults, so that both compute the same while all fits
+static constexpr uint32_t N_END_PLAIN = 32;
 
 static thread_local std::string last_error;
 
@@ -442,6 +447,11 @@ bool llama_infllm_get_params(const llama_context * ctx, llama_infllm_params * pa
         *params = mem->get_params();
     }
     return mem != nullptr;
+}
+
+uint32_t llama_infllm_ubatch_end(const llama_context * ctx, uint32_t p0, uint32_t p1) {
+    const auto * mem = get_mem(ctx);
+    return p0 >= p1 ? p1 : infllm::text_split { llama_n_ubatch(ctx), mem ? mem->n_end() : N_END_PLAIN }.next(p0, p1);
 }
 
 bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {

@@ -153,6 +153,11 @@ LLAMA_API bool llama_infllm_active(const struct llama_context * ctx);
 // the resolved parameters of the context; false if it has no InfLLM memory
 LLAMA_API bool llama_infllm_get_params(const struct llama_context * ctx, struct llama_infllm_params * params);
 
+// Where the ubatch that begins at position p0 should end, of a text that ends at p1. A caller that ends its batches at such
+// positions, with an output for the last token of the text alone, gets the same logits, bit for bit, whatever its n_batch (not below
+// n_ubatch), and when it reads on from any of them; p1 itself if p0 >= p1. Without the InfLLM memory, too.
+LLAMA_API uint32_t llama_infllm_ubatch_end(const struct llama_context * ctx, uint32_t p0, uint32_t p1);
+
 // il < 0: all layers; false if the context has no InfLLM memory or no such layer
 // may be called from another thread while the context computes; devices that page bring their counters up to date at
 // llama_synchronize()

@@ -7,6 +7,7 @@
 #include "../infllm/relevance.h"
 #include "../infllm/representatives.h"
 #include "../infllm/selection.h"
+#include "../infllm/text-split.h"
 
 #include "llama-cparams.h"
 #include "llama-impl.h"
@@ -35,10 +36,37 @@ static uint32_t n_block_ctx(const llama_kv_cache_infllm::params & prm, const inf
     return GGML_PAD((prm.n_ctx_seq - prm.infllm.n_init)/prm.infllm.block_size + 1, 64);
 }
 
+// one context per buffer type, ordered by name so that the order is well-defined
+struct buft_comparator {
+    bool operator()(const ggml_backend_buffer_type_t & a, const ggml_backend_buffer_type_t & b) const {
+        return strcmp(ggml_backend_buft_name(a), ggml_backend_buft_name(b)) < 0;
+    }
+};
+using context_map = std::map<ggml_backend_buffer_type_t, ggml_context_ptr, buft_comparator>;
+
+// a sequence's blocks that memory is taken for at first
+static constexpr uint32_t N_BLOCK_FIRST = 1024;
+
+static uint64_t bytes_free(ggml_backend_buffer_type_t buft) {
+    if (ggml_backend_buft_is_host(buft)) {
+        return llama_infllm_ram_free();
+    }
+    size_t free  = 0;
+    size_t total = 0;
+    if (auto * dev = ggml_backend_buft_get_device(buft)) {
+        ggml_backend_dev_memory(dev, &free, &total);
+    }
+    return total > 0 ? free : UINT64_MAX;
+}
+
+// nullptr if there is too little memory: allocators promise more than there is, and the system ends the process later
 // no_alloc: the context is made to be measured, see memory_breakdown(); a buffer without bytes keeps the tensors where they
 // would be
 static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_type_t buft, bool no_alloc) {
     if (!no_alloc) {
+        if (ggml_backend_alloc_ctx_tensors_from_buft_size(ctx, buft) > bytes_free(buft)) {
+            return nullptr;
+        }
         return ggml_backend_buffer_ptr(ggml_backend_alloc_ctx_tensors_from_buft(ctx, buft));
     }
     ggml_backend_buffer_ptr res(ggml_backend_buft_alloc_buffer(buft, 0));
@@ -67,13 +95,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     // buffer does not need all of it
     const uint32_t n_cells_alloc = GGML_PAD(std::min(cells.n_cells(), prm.n_ctx_seq), 256);
 
-    // one context per buffer type, ordered by name so that the order is well-defined
-    struct buft_comparator {
-        bool operator()(const ggml_backend_buffer_type_t & a, const ggml_backend_buffer_type_t & b) const {
-            return strcmp(ggml_backend_buft_name(a), ggml_backend_buft_name(b)) < 0;
-        }
-    };
-    std::map<ggml_backend_buffer_type_t, ggml_context_ptr, buft_comparator> ctx_map;
+    context_map ctx_map;
 
     size_t block_bytes = 0;
 
@@ -115,15 +137,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         const bool force  = prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE;
         const bool alone  = prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && llama_infllm_pagers::find_api(buft, force);
         const bool first  = paged_by.insert(alone ? buft : nullptr).second;
-        const bool search = can_page() && (searches(l.idx) || first);
-        if (search && by_keys()) {
+        l.search = can_page() && (searches(l.idx) || first);
+        if (l.search && by_keys()) {
             l.mean = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_k, 1, prm.n_seq_max);
             ggml_format_name(l.mean, "infllm_mean_l%d", il);
-        }
-        if (search) {
-            l.repr = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr,
-                    prm.infllm.n_repr*n_block_max, prm.n_seq_max);
-            ggml_format_name(l.repr, "infllm_repr_l%d", il);
         }
 
         llama_infllm_check_device(dev, l, prm.n_ubatch,
@@ -135,15 +152,20 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
             const auto it = std::find_if(ropes.begin(), ropes.end(), [&](const auto & t) { return t.rope == rope; });
             l.rope = it - ropes.begin();
             if (it == ropes.end()) {
-                std::vector<llama_pos> pos_block(n_block_max + 1);
-                for (uint32_t b = 0; b < pos_block.size(); ++b) {
-                    pos_block[b] = cells.block_pos(b);
-                }
-                std::vector<llama_pos> pos_undo(cells.block_size);
-                for (uint32_t i = 0; i < pos_undo.size(); ++i) {
-                    pos_undo[i] = -llama_pos(i);
-                }
-                ropes.push_back({ rope, rope.rotations(pos_block), rope.rotations(pos_undo) });
+                // by begin, begin + step, ..
+                const auto rotations = [&](int64_t begin, int64_t step, uint32_t n) {
+                    std::vector<llama_pos> dist(n);
+                    for (uint32_t i = 0; i < n; ++i) {
+                        dist[i] = llama_pos(begin + i*step);
+                    }
+                    return rope.rotations(dist);
+                };
+                using infllm::block_rotations;
+                const int64_t size = cells.block_size;
+                ropes.push_back({ rope, {
+                    rotations(0, size,                        block_rotations::n_low (n_block_max)),
+                    rotations(0, size*block_rotations::N_LOW, block_rotations::n_high(n_block_max)) },
+                    rotations(-int64_t(cells.n_init), -1, cells.block_size) });
             }
         }
 
@@ -153,7 +175,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.n_sum  = published() ? l.n_head*cells.block_size : sums_queries() ? n_embd_k : 0;
         block_bytes += l.size();
 
-        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !published() && !add_pager_layer(ctx.get(), buft, l) &&
+        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !published() && !add_pager_layer(ctx.get(), buft, l, l.search) &&
                 prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
             throw std::runtime_error(::format("paging = device, but %s cannot page by itself layers of this shape with K %s and "
                     "V %s, or other layers are on a device of another kind: use paging = host, or auto", ggml_backend_buft_name(buft), ggml_type_name(prm.type_k),
@@ -168,8 +190,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     for (auto & [buft, ctx] : ctx_map) {
         ggml_backend_buffer_ptr buf = allocate(ctx.get(), buft, hparams.no_alloc);
         if (!buf) {
-            throw std::runtime_error(::format("failed to allocate the resident buffer of %u cells on %s: "
-                    "lower n_local, max_cached_blocks or n_seq_max", n_cells_alloc, ggml_backend_buft_name(buft)));
+            throw std::runtime_error(::format("the resident buffer of %u cells for %u sequences needs %.1f MiB of memory on %s, "
+                    "where %.1f MiB are free: lower n_local, max_cached_blocks or n_seq_max", n_cells_alloc, prm.n_seq_max,
+                    ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft)/1024.0/1024.0,
+                    ggml_backend_buft_name(buft), bytes_free(buft)/1024.0/1024.0));
         }
         LLAMA_LOG_INFO("%s: %10s resident buffer size = %8.2f MiB\n", __func__,
                 ggml_backend_buffer_name(buf.get()), ggml_backend_buffer_get_size(buf.get())/1024.0/1024.0);
@@ -177,9 +201,19 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buf));
     }
 
-    const auto block = [this](int32_t i) -> const auto & { return ropes[i].block; };
-    const auto undo  = [this](int32_t i) -> const auto & { return ropes[i].undo;  };
-    if (!hparams.no_alloc && !pagers->start(block_bytes, block, undo)) {
+    seqs.resize(prm.n_seq_max);
+
+    const bool has_pagers = !pagers->empty();
+    if (!hparams.no_alloc) {
+        pagers->start(block_bytes,
+                [this](int32_t i) -> const auto & { return ropes[i].block.low;  },
+                [this](int32_t i) -> const auto & { return ropes[i].block.high; },
+                [this](int32_t i) -> const auto & { return ropes[i].undo;       });
+    }
+    if (can_page() && !grow(std::min(n_block_max, N_BLOCK_FIRST))) {
+        throw std::runtime_error("failed to allocate the representative keys: lower n_repr or n_seq_max");
+    }
+    if (has_pagers && pagers->empty()) {
         if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
             throw std::runtime_error("paging = device, but host and device have no memory to share, or too little of it, or "
                     "share the layers between them: use paging = host, or auto");
@@ -199,11 +233,11 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         });
     }
 
-    seqs.resize(prm.n_seq_max);
     for (auto & seq : seqs) {
         if (can_page()) {
             seq.slots.assign(layers.size(), infllm::slot_table(cells.n_slot));
             seq.means.resize(layers.size());
+            seq.init_k.resize(layers.size());
             for (const auto & l : layers) {
                 seq.sums.emplace_back(size_t(n_chunk)*l.n_sum, 0.0f);
             }
@@ -221,7 +255,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
             pagers ? "device" : "host");
 }
 
-bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l) {
+bool llama_kv_cache_infllm::add_pager_layer(
+        ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l, bool search) {
     const auto * api = llama_infllm_pagers::find_api(buft, prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE);
 
     infllm::pager_layer shape = {};
@@ -239,8 +274,8 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.n_head        = l.n_head;
     shape.n_head_kv     = l.n_head_kv;
     shape.n_embd_head_k = l.n_embd_head_k;
-    shape.n_rot         = l.rope < 0 ? 0 : ropes[l.rope].block[0].n_rot();
-    shape.neox          = l.rope < 0 ? 0 : ropes[l.rope].block[0].neox;
+    shape.n_rot         = l.rope < 0 ? 0 : ropes[l.rope].undo[0].n_rot();
+    shape.neox          = l.rope < 0 ? 0 : ropes[l.rope].undo[0].neox;
     shape.remap         = remap;
     shape.topk          = prm.infllm.topk;
     shape.repr_topk     = prm.infllm.repr_topk;
@@ -251,7 +286,7 @@ bool llama_kv_cache_infllm::add_pager_layer(ggml_context * ctx, ggml_backend_buf
     shape.row_v         = l.v->nb[1];
     shape.offset        = l.offset;
 
-    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, l.repr, l.mean, l.rope,
+    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, search, l.mean, l.rope,
             std::max(get_n_sub(prm.n_ubatch), get_n_sub(std::min(prm.n_ubatch, n_end()))));
 }
 
@@ -273,6 +308,70 @@ uint32_t llama_kv_cache_infllm::get_n_sub(uint32_t n_tokens) const {
     return res;
 }
 
+bool llama_kv_cache_infllm::grow(uint32_t n_block) {
+    if (n_block <= n_block_cap) {
+        return true;
+    }
+    n_block = std::min<uint64_t>(n_block_max, std::max<uint64_t>(GGML_PAD(n_block, 64), 2*uint64_t(n_block_cap)));
+
+    synchronize();
+
+    context_map                ctx_map;
+    std::vector<ggml_tensor *> reprs(layers.size());
+    for (const auto & l : layers) {
+        if (!l.search && !get_pager_api(l)) {
+            continue;
+        }
+        auto & ctx = ctx_map[ggml_backend_buffer_get_type(l.k->buffer)];
+        if (!ctx) {
+            ctx.reset(ggml_init({ 3*layers.size()*ggml_tensor_overhead(), nullptr, true }));
+        }
+        if (l.search) {
+            reprs[l.idx] = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F16, l.n_embd_head_k*l.n_head_repr,
+                    int64_t(prm.infllm.n_repr)*n_block, prm.n_seq_max);
+            ggml_format_name(reprs[l.idx], "infllm_repr_l%d", l.il);
+        }
+        if (get_pager_api(l)) {
+            pagers->make_blocks(ctx.get(), l.idx, n_block);
+        }
+    }
+
+    contexts_buffers made;
+    for (auto & [buft, ctx] : ctx_map) {
+        ggml_backend_buffer_ptr buf = allocate(ctx.get(), buft, model.hparams.no_alloc);
+        if (!buf) {
+            return false;
+        }
+        ggml_backend_buffer_clear(buf.get(), 0);
+        made.emplace_back(std::move(ctx), std::move(buf));
+    }
+
+    std::vector<uint32_t> n_stored;
+    for (const auto & seq : seqs) {
+        n_stored.push_back(seq.n_offload());
+    }
+    if (pagers && !pagers->empty() && !model.hparams.no_alloc && !pagers->set_blocks(n_block, [&](uint32_t idx) { return reprs[idx]; }, n_stored)) {
+        if (n_block_cap > 0) {
+            drop_pagers("host and device have no more memory to share");
+        } else {
+            pagers->clear();
+        }
+    }
+
+    for (auto & l : layers) {
+        for (size_t s = 0; l.repr && s < seqs.size(); ++s) {
+            bytes.resize(n_stored[s]*prm.infllm.n_repr*l.repr->nb[1]);
+            ggml_backend_tensor_get(l.repr,       bytes.data(), s*l.repr->nb[2],       bytes.size());
+            ggml_backend_tensor_set(reprs[l.idx], bytes.data(), s*reprs[l.idx]->nb[2], bytes.size());
+        }
+        l.repr = reprs[l.idx];
+    }
+    ctxs_bufs_blocks = std::move(made);
+    n_block_cap      = n_block;
+
+    return true;
+}
+
 llama_kv_cache_infllm::~llama_kv_cache_infllm() {
     if (pagers) {
         pagers->wait(); // blocks may still be on their way to the store, which goes first
@@ -290,7 +389,6 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
     };
 
     llama_infllm_set_error("");
-    pending = false;
 
     balloc.split_reset();
 
@@ -305,18 +403,32 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
     }
     size_t n_blocks_new = 0;
 
-    // A question often ends a text: once the resident buffer is outgrown, the end is a ubatch of its own, so that blocks are
-    // selected for it alone. By queries a sub-chunk is the end already.
+    // what the batch has of each sequence; a text ends here if its last token alone has an output
+    struct part { uint32_t p1; uint32_t n_outputs; bool last_output; };
     const llama_batch & batch = balloc.get_batch();
-    const bool          ends  = can_page() && by_keys() && balloc.get_n_outputs() == 1 && batch.logits[batch.n_tokens - 1];
+    std::vector<part>   parts(seqs.size());
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        parts[s].p1 = n_tokens[s];
+    }
+    for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        auto & p = parts[batch.seq_id[i][0]];
+        p.p1          += 1;
+        p.n_outputs   += batch.logits[i] != 0;
+        p.last_output  = batch.logits[i] != 0;
+    }
 
-    while (true) {
+    for (int32_t i = 0; ; ) {
+        // the first token that is in no ubatch yet
+        while (i < batch.n_tokens && batch.pos[i] < llama_pos(n_tokens[batch.seq_id[i][0]])) {
+            i++;
+        }
         uint32_t n = n_ubatch;
-        if (ends) {
-            const uint32_t n_left = balloc.get_n_tokens() - balloc.get_n_used();
-            const uint32_t p0     = n_tokens[batch.seq_id[batch.n_tokens - 1][0]];
-            if (n_left > n_end() && p0 + n_left > cells.n_cells()) {
-                n = std::min(n_ubatch, n_left - n_end());
+        if (i < batch.n_tokens && can_page()) {
+            const auto &   part = parts[batch.seq_id[i][0]];
+            const uint32_t p0   = n_tokens[batch.seq_id[i][0]];
+            if (part.p1 > cells.n_cells() && p0 < part.p1) {
+                const bool ends = part.n_outputs == 1 && part.last_output;
+                n = infllm::text_split { n_ubatch, ends ? n_end() : 0 }.next(p0, part.p1) - p0;
             }
         }
 
@@ -353,12 +465,19 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         ubatches.push_back(std::move(ubatch));
     }
 
-    if (!store->reserve(n_blocks_new)) {
-        const double mib = store->block_bytes()/1024.0/1024.0;
+    const uint64_t bytes_new  = uint64_t(n_blocks_new)*store->block_bytes();
+    const uint64_t bytes_free = n_blocks_new > 0 ? llama_infllm_ram_free() : 0;
+    if (bytes_new > bytes_free || !store->reserve(n_blocks_new)) {
+        const auto mib = [](uint64_t n) { return n/1024.0/1024.0; };
         return fail(::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s): "
-                "raise store_max_bytes, free memory, or shorten the text", store->n_blocks()*mib, n_blocks_new*mib,
-                store->bytes_max() > 0 ? ::format("store_max_bytes = %.1f MiB", store->bytes_max()/1024.0/1024.0).c_str()
-                                       : "out of memory"));
+                "raise store_max_bytes, free memory, or shorten the text",
+                mib(uint64_t(store->n_blocks())*store->block_bytes()), mib(bytes_new),
+                bytes_new <= bytes_free && store->bytes_max() > 0
+                    ? ::format("store_max_bytes = %.1f MiB", mib(store->bytes_max())).c_str()
+                    : ::format("%.1f MiB of memory are free", mib(bytes_free)).c_str()));
+    }
+    if (can_page() && !grow(*std::max_element(n_blocks.begin(), n_blocks.end()))) {
+        return fail("there is no memory for more representative keys: free memory, lower n_repr, or shorten the text");
     }
 
     return std::make_unique<llama_kv_cache_infllm_context>(this, std::move(ubatches));
@@ -399,15 +518,6 @@ void llama_kv_cache_infllm::clear(bool data) {
 bool llama_kv_cache_infllm::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (seq_id >= llama_seq_id(seqs.size())) {
         return false;
-    }
-
-    // A ubatch that failed is removed by llama_context::decode() by the positions that apply() has written for it. This is
-    // the only call that can come between apply() and next().
-    if (pending) {
-        pending = false;
-        if (seq_id == cur.seq_id && p1 < 0 && p0 == llama_pos(cur.p0 - seqs[seq_id].shift*cells.block_size)) {
-            p0 = cur.p0;
-        }
     }
 
     const uint32_t n0 = std::max(p0, 0);
@@ -462,8 +572,8 @@ void llama_kv_cache_infllm::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_
     if (pagers) {
         pagers->copy_seq(seq_id_src, seq_id_dst, seqs[seq_id_src].n_offload());
     }
-    for (const auto & b : seqs[seq_id_dst].blocks) {
-        store->ref(b.id);
+    for (const int32_t id : seqs[seq_id_dst].blocks) {
+        store->ref(id);
     }
 
     if (p1 >= 0 && uint32_t(p1) < seqs[seq_id_dst].n_tokens) {
@@ -503,10 +613,12 @@ llama_pos llama_kv_cache_infllm::seq_pos_max(llama_seq_id seq_id) const {
 
 std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_breakdown() const {
     std::map<ggml_backend_buffer_type_t, size_t> res;
-    for (const auto & [ctx, buf] : ctxs_bufs) {
-        const auto buft = ggml_backend_buffer_get_type(buf.get());
-        res[buft] += model.hparams.no_alloc ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) :
-            ggml_backend_buffer_get_size(buf.get());
+    for (const auto * list : { &ctxs_bufs, &ctxs_bufs_blocks }) {
+        for (const auto & [ctx, buf] : *list) {
+            const auto buft = ggml_backend_buffer_get_type(buf.get());
+            res[buft] += model.hparams.no_alloc ? ggml_backend_alloc_ctx_tensors_from_buft_size(ctx.get(), buft) :
+                ggml_backend_buffer_get_size(buf.get());
+        }
     }
     return res;
 }
@@ -579,7 +691,7 @@ llama_kv_cache_infllm::counters llama_kv_cache_infllm::get_counters(const layer 
         res.n_select       += add.n_select;
         res.n_selected     += add.n_selected;
         res.n_page_in      += add.n_page_in;
-        res.bytes_paged_in += add.n_page_in*(l.size_k + l.size_v);
+        res.bytes_paged_in += add.n_copied*(l.size_k + l.size_v);
     }
     return res;
 }
@@ -668,18 +780,25 @@ void llama_kv_cache_infllm::page(const layer & l, const ggml_tensor * q_sum, con
 }
 
 void llama_kv_cache_infllm::page_in(const layer & l, sequence & seq) {
+    auto & slots = seq.slots[l.idx];
+
     page_ins.clear();
-    seq.slots[l.idx].update(selected.data(), selected.size(), page_ins);
-    for (const auto & p : page_ins) {
-        load_block(l, cur.seq_id, p.block, cells.slot_cell(p.slot), p.slot);
+    if (cur.place == infllm::PLACE_UPDATE) {
+        slots.update(selected.data(), selected.size(), page_ins);
+    } else {
+        slots.place(selected.data(), selected.size(), seq.n_offload(), cur.place == infllm::PLACE_ALL, page_ins);
     }
+    for (const auto & p : page_ins) {
+        load_slot(l, cur.seq_id, p.slot, p.block);
+    }
+    const uint32_t n_page_in = infllm::count_selected(page_ins.data(), page_ins.size(), selected.data(), selected.size());
 
     {
         std::lock_guard<std::mutex> lock(mutex);
         auto & c = stats[l.idx];
         c.n_select       += 1;
         c.n_selected     += selected.size();
-        c.n_page_in      += page_ins.size();
+        c.n_page_in      += n_page_in;
         c.bytes_paged_in += page_ins.size()*(l.size_k + l.size_v);
     }
 
@@ -691,7 +810,7 @@ void llama_kv_cache_infllm::page_in(const layer & l, sequence & seq) {
             /*.n_tokens   =*/ cur.n_tokens,
             /*.n_blocks   =*/ seq.n_offload(),
             /*.n_selected =*/ uint32_t(selected.size()),
-            /*.n_page_in  =*/ uint32_t(page_ins.size()),
+            /*.n_page_in  =*/ n_page_in,
             /*.selected   =*/ selected.data(),
             /*.scores     =*/ scores_block.data(),
         };
@@ -737,9 +856,9 @@ void llama_kv_cache_infllm::add_attention(const layer & l, const ggml_tensor * a
 //
 
 void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
-    cur     = info;
-    pending = true;
+    cur = info;
     selected.clear();
+    slots_before.clear();
 
     auto & seq = seqs[cur.seq_id];
 
@@ -752,9 +871,23 @@ void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
     if (can_page()) {
         offload(cur.seq_id, cells.n_offload(p0, p1));
 
-        // the model sees as many positions as there are cells: when the ring reaches the end, move it back behind the slots
-        if (remap && p1 - seq.shift*cells.block_size > cells.n_cells()) {
-            reshift(cur.seq_id, p0, seq.n_offload() - cells.n_slot);
+        if (seq.paging()) {
+            // what several tokens see is a function of the text alone, whatever was computed before; decoding is to be fast
+            const bool anew = cur.n_tokens > 1;
+
+            // the model sees no more positions than there are cells
+            if (remap && (anew || p1 - seq.shift*cells.block_size > cells.n_cells())) {
+                set_shift(cur.seq_id, seq.n_offload() - cells.n_slot);
+            }
+            if (anew) {
+                cur.place = seq.stale ? infllm::PLACE_ALL : infllm::PLACE_ANEW;
+            } else {
+                if (seq.stale) {
+                    load_slots(cur.seq_id);
+                }
+                slots_before = seq.slots;
+            }
+            seq.stale = false;
         }
 
         for (uint32_t p = std::max(p0, cells.n_init); p < p1; ++p) {
@@ -791,6 +924,14 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
             }
         }
         push_state(seq_id);
+
+        for (const auto & l : layers) {
+            if (remap && l.rope >= 0) {
+                auto & init_k = seq.init_k[l.idx];
+                init_k.resize(cells.n_init*l.k->nb[1]);
+                ggml_backend_tensor_get(l.k, init_k.data(), seq_id*l.k->nb[2], init_k.size());
+            }
+        }
     }
 
     const uint32_t         block0 = seq.n_offload();
@@ -798,10 +939,10 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
     for (uint32_t b = block0; b < n_offload; ++b) {
         const int32_t id = store->alloc();
         GGML_ASSERT(id != infllm::block_store::NONE);
-        seq.blocks.push_back({ id, int32_t(b - seq.shift) });
+        seq.blocks.push_back(id);
         data.push_back(store->data(id));
         if (pagers) {
-            pagers->set_block(seq_id, b, data.back(), b - seq.shift);
+            pagers->set_block(seq_id, b, data.back());
         }
         for (const auto & l : layers) {
             if (!get_pager_api(l)) {
@@ -810,7 +951,7 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
         }
     }
     if (pagers) {
-        pagers->store({ uint32_t(seq_id), block0, uint32_t(data.size()), seq.shift, seq.n_tokens, data.data() });
+        pagers->store({ uint32_t(seq_id), block0, uint32_t(data.size()), seq.n_tokens, data.data() });
     }
     if (block0 == 0 && by_keys()) {
         set_mean(seq_id);
@@ -846,34 +987,38 @@ void llama_kv_cache_infllm::set_mean(llama_seq_id seq_id) {
     }
 }
 
-// rotate all that is in the ring before position p1 to a new shift
-void llama_kv_cache_infllm::reshift(llama_seq_id seq_id, uint32_t p1, uint32_t shift) {
+void llama_kv_cache_infllm::set_shift(llama_seq_id seq_id, uint32_t shift) {
     auto & seq = seqs[seq_id];
 
-    const uint32_t block0 = seq.n_offload();
-    const uint32_t block1 = p1 > cells.block_pos(block0) ? cells.block_of(p1 - 1) + 1 : block0;
+    if (shift == seq.shift) {
+        return;
+    }
+    seq.shift = shift;
+    seq.stale = true;
 
     synchronize();
-
-    const uint32_t src = shift > seq.shift ? shift - seq.shift : 0;
-    const uint32_t dst = shift > seq.shift ? 0 : seq.shift - shift;
-
-    if (pagers) {
-        pagers->rotate({ uint32_t(seq_id), block0, p1, src, dst });
-    }
     for (const auto & l : layers) {
-        if (l.rope < 0 || get_pager_api(l)) {
-            continue;
-        }
-        const auto rot = ropes[l.rope].move(src, dst);
-        for (uint32_t b = block0; b < block1; ++b) {
-            const uint32_t pos = cells.block_pos(b);
-            rotate_cells(l, seq_id, cells.cell(pos), std::min(cells.block_size, p1 - pos), rot);
-            rotate_sums(l, get_sums(l, seq, b), rot);
+        const auto & init_k = seq.init_k[l.idx];
+        if (!init_k.empty()) {
+            bytes = init_k;
+            if (shift > 0) {
+                rotate_rows(l, bytes.data(), cells.n_init, ropes[l.rope].block.by(shift));
+            }
+            ggml_backend_tensor_set(l.k, bytes.data(), seq_id*l.k->nb[2], bytes.size());
         }
     }
+}
 
-    seq.shift = shift;
+void llama_kv_cache_infllm::load_slots(llama_seq_id seq_id) {
+    synchronize();
+    pull_state(seq_id);
+
+    for (const auto & l : layers) {
+        for (uint32_t i = 0; i < cells.n_slot; ++i) {
+            load_slot(l, seq_id, i, seqs[seq_id].slots[l.idx].block_at(i));
+        }
+    }
+    seqs[seq_id].stale = false;
 }
 
 // keep the positions [0, n_tokens), as they would be had the sequence never gone further, but for the sums of a block
@@ -893,36 +1038,37 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
         const uint32_t n_offload = std::min(n_old, cells.n_offload(n_tokens, n_tokens));
 
         // a ring that starts further back must not run into the positions of the slots
-        const uint32_t shift = n_offload == 0 ? 0 : std::min(seq.shift, n_offload - cells.n_slot);
-        if (remap && shift != seq.shift) {
-            reshift(seq_id, n_tokens, shift);
+        if (remap) {
+            set_shift(seq_id, n_offload == 0 ? 0 : std::min(seq.shift, n_offload - cells.n_slot));
         }
 
         synchronize();
         pull_state(seq_id);
+        if (!slots_before.empty() && seq_id == cur.seq_id && n_tokens == cur.p0) {
+            for (const auto & l : layers) {
+                if (!get_pager_api(l)) {
+                    seq.slots[l.idx] = slots_before[l.idx];
+                }
+            }
+        }
 
         const auto n_block = n_tokens > cells.n_init ? cells.block_of(n_tokens - 1) + 1 : 0;
         for (uint32_t b = n_offload; b < n_old && b < n_block; ++b) {
             for (const auto & l : layers) {
-                load_block(l, seq_id, b, cells.cell(cells.block_pos(b)), b - shift);
-
+                load_block(l, seq_id, b, cells.cell(cells.block_pos(b)), b);
                 if (l.n_sum > 0) {
-                    float * sums = get_sums(l, seq, b);
-                    std::memcpy(sums, store->data(seq.blocks[b].id) + l.offset + l.size_k + l.size_v, l.n_sum*sizeof(float));
-                    if (remap && l.rope >= 0) {
-                        rotate_sums(l, sums, ropes[l.rope].move(seq.blocks[b].frame, b - shift));
-                    }
+                    std::memcpy(get_sums(l, seq, b), store->data(seq.blocks[b]) + l.offset + l.size_k + l.size_v,
+                            l.n_sum*sizeof(float));
                 }
             }
         }
         for (uint32_t b = n_offload; b < n_old; ++b) {
-            store->unref(seq.blocks[b].id);
+            store->unref(seq.blocks[b]);
         }
         seq.blocks.resize(n_offload);
 
         // blocks that are in the ring again must not be attended twice; every slot holds a block, so fill up
-        for (const auto & l : layers) {
-            auto & slots = seq.slots[l.idx];
+        for (auto & slots : seq.slots) {
             if (n_offload == 0) {
                 slots.clear();
                 continue;
@@ -935,10 +1081,10 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
                         next--;
                     }
                     slots.assign(i, next);
-                    load_block(l, seq_id, next, cells.slot_cell(i), i);
                 }
             }
         }
+        seq.stale = n_offload > 0;
         push_state(seq_id);
     }
 
@@ -951,8 +1097,8 @@ void llama_kv_cache_infllm::reset(llama_seq_id seq_id) {
     if (pagers && seq.paging()) {
         synchronize(); // blocks may still be on their way
     }
-    for (const auto & b : seq.blocks) {
-        store->unref(b.id);
+    for (const int32_t id : seq.blocks) {
+        store->unref(id);
     }
     for (auto & slots : seq.slots) {
         slots.clear();
@@ -960,6 +1106,7 @@ void llama_kv_cache_infllm::reset(llama_seq_id seq_id) {
     seq.blocks.clear();
     seq.n_tokens = 0;
     seq.shift    = 0;
+    seq.stale    = false;
 }
 
 //
@@ -972,7 +1119,7 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
     const uint32_t cell     = cells.cell(cells.block_pos(block));
     const uint32_t n_embd_k = l.k->ne[0];
 
-    uint8_t * data_k = store->data(seq.blocks[block].id) + l.offset;
+    uint8_t * data_k = store->data(seq.blocks[block]) + l.offset;
     uint8_t * data_v = data_k + l.size_k;
 
     ggml_backend_tensor_get(l.k, data_k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
@@ -1007,7 +1154,7 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
     std::vector<infllm::rotation> undo;
     if (l.rope >= 0) {
         const auto & table = ropes[l.rope];
-        const auto   back  = table.block[seq.blocks[block].frame].inverse();
+        const auto   back  = table.block.by(-int64_t(block));
         for (const auto & rot : table.undo) {
             undo.push_back(back*rot);
         }
@@ -1028,24 +1175,30 @@ void llama_kv_cache_infllm::store_block(const layer & l, llama_seq_id seq_id, ui
 }
 
 llama_kv_cache_infllm::block_rows llama_kv_cache_infllm::get_rows(
-        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t frame) {
-    const auto & b = seqs[seq_id].blocks[block];
-
-    const uint8_t * data_k = store->data(b.id) + l.offset;
+        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t dst) {
+    const uint8_t * data_k = store->data(seqs[seq_id].blocks[block]) + l.offset;
     const uint8_t * data_v = data_k + l.size_k;
 
-    if (remap && l.rope >= 0 && b.frame != int32_t(frame)) {
+    if (l.rope >= 0 && block != dst) {
         bytes.assign(data_k, data_v);
-        rotate_rows(l, bytes.data(), cells.block_size, ropes[l.rope].move(b.frame, frame));
+        rotate_rows(l, bytes.data(), cells.block_size, ropes[l.rope].block.by(int64_t(dst) - block));
         data_k = bytes.data();
     }
 
     return { data_k, data_v };
 }
 
+uint32_t llama_kv_cache_infllm::slot_block(llama_seq_id seq_id, uint32_t slot, uint32_t block) const {
+    return remap ? slot + seqs[seq_id].shift : block;
+}
+
+void llama_kv_cache_infllm::load_slot(const layer & l, llama_seq_id seq_id, uint32_t slot, uint32_t block) {
+    load_block(l, seq_id, block, cells.slot_cell(slot), slot_block(seq_id, slot, block));
+}
+
 void llama_kv_cache_infllm::load_block(
-        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame) {
-    const auto src = get_rows(l, seq_id, block, frame);
+        const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t dst) {
+    const auto src = get_rows(l, seq_id, block, dst);
 
     ggml_backend_tensor_set(l.k, src.k, seq_id*l.k->nb[2] + cell*l.k->nb[1], l.size_k);
     ggml_backend_tensor_set(l.v, src.v, seq_id*l.v->nb[2] + cell*l.v->nb[1], l.size_v);
@@ -1067,7 +1220,7 @@ uint32_t llama_kv_cache_infllm::check_slots() {
                     n_bad++;
                     continue;
                 }
-                const auto   src  = get_rows(l, s, block, i);
+                const auto   src  = get_rows(l, s, block, slot_block(s, i, block));
                 const size_t cell = cells.slot_cell(i);
                 k.resize(l.size_k);
                 v.resize(l.size_v);
@@ -1079,16 +1232,6 @@ uint32_t llama_kv_cache_infllm::check_slots() {
     }
 
     return n_bad;
-}
-
-void llama_kv_cache_infllm::rotate_cells(
-        const layer & l, llama_seq_id seq_id, uint32_t cell, uint32_t n, const infllm::rotation & rot) {
-    const size_t offset = seq_id*l.k->nb[2] + cell*l.k->nb[1];
-
-    bytes.resize(n*l.k->nb[1]);
-    ggml_backend_tensor_get(l.k, bytes.data(), offset, bytes.size());
-    rotate_rows(l, bytes.data(), n, rot);
-    ggml_backend_tensor_set(l.k, bytes.data(), offset, bytes.size());
 }
 
 void llama_kv_cache_infllm::rotate_rows(const layer & l, uint8_t * data, uint32_t n, const infllm::rotation & rot) {
@@ -1105,12 +1248,6 @@ void llama_kv_cache_infllm::rotate_rows(const layer & l, uint8_t * data, uint32_
 
 float * llama_kv_cache_infllm::get_sums(const layer & l, sequence & seq, uint32_t block) {
     return seq.sums[l.idx].data() + size_t(block%n_chunk)*l.n_sum;
-}
-
-void llama_kv_cache_infllm::rotate_sums(const layer & l, float * sums, const infllm::rotation & rot) {
-    if (sums_queries()) {
-        rot.apply(sums, l.n_head_kv, l.n_embd_head_k);
-    }
 }
 
 void llama_kv_cache_infllm::synchronize() {
@@ -1164,7 +1301,7 @@ llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_kv_cache_infl
     status(LLAMA_MEMORY_STATUS_SUCCESS),
     mem(mem),
     n_kv(mem->layers[0].k->ne[1]),
-    n_block(mem->n_block_max) {
+    n_block(mem->n_block_cap) {
 }
 
 llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(
@@ -1177,8 +1314,6 @@ llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(
 llama_kv_cache_infllm_context::~llama_kv_cache_infllm_context() = default;
 
 bool llama_kv_cache_infllm_context::next() {
-    mem->pending = false;
-
     return ++i_cur < ubatches.size();
 }
 
@@ -1187,7 +1322,7 @@ bool llama_kv_cache_infllm_context::apply() {
         return true; // nothing to update
     }
 
-    auto & ubatch = ubatches[i_cur];
+    const auto & ubatch = ubatches[i_cur];
 
     seq_id = ubatch.seq_id[0][0];
     p0     = ubatch.pos[0];
@@ -1196,15 +1331,10 @@ bool llama_kv_cache_infllm_context::apply() {
     const auto & seq   = mem->seqs[seq_id];
     const auto & cells = mem->cells;
 
-    // the model sees the positions of the ring
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        ubatch.pos[i] -= seq.shift*cells.block_size;
-    }
-
     // used cells are a prefix; pad as llama_kv_cache does, so that graphs can be reused
     const uint32_t n_used = seq.paging() ? cells.n_cells() : seq.n_tokens;
     n_kv    = std::min<uint32_t>(mem->layers[0].k->ne[1], GGML_PAD(n_used, 256));
-    n_block = seq.paging() ? std::min<uint32_t>(mem->n_block_max, GGML_PAD(seq.n_offload(), 64)) : 0;
+    n_block = seq.paging() ? std::min<uint32_t>(mem->n_block_cap, GGML_PAD(seq.n_offload(), 64)) : 0;
 
     return true;
 }
@@ -1350,8 +1480,9 @@ void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
         /*.n_tokens =*/ int32_t(ubatches[i_cur].n_tokens),
         /*.n_block  =*/ int32_t(mem->seqs[seq_id].n_offload()),
         /*.agree    =*/ mem->agree(),
+        /*.place    =*/ mem->cur.place,
+        /*.shift    =*/ int32_t(mem->seqs[seq_id].shift),
     };
-    static_assert(sizeof(info) == 5*sizeof(int32_t), "pager_info is what the tensor holds");
     std::memcpy(dst->data, &info, sizeof(info));
 }
 
@@ -1370,7 +1501,7 @@ void llama_kv_cache_infllm_context::set_input_key_shift(ggml_tensor * dst) const
     auto * data = static_cast<int32_t *>(dst->data);
 
     const auto & ubatch = ubatches[i_cur];
-    const auto   last   = ubatch.pos[ubatch.n_tokens - 1]; // in the ring
+    const auto   last   = ubatch.pos[ubatch.n_tokens - 1];
     for (int64_t i = 0; i < dst->ne[0]; ++i) {
         data[i] = int32_t(dst->ne[0] - 1 - i) - last;
     }

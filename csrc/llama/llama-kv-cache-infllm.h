@@ -118,12 +118,14 @@ public:
         uint32_t n_embd_head_v;
         uint32_t n_head_repr; // heads of the representative keys: n_head_kv, n_head with published scores
 
+        bool search; // others select what the layer before has selected
+
         ggml_tensor * k;    // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
         ggml_tensor * v;    // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
         // in layers that search
         ggml_tensor * mean; // F32 [n_embd_k_gqa, 1, n_seq_max] mean of the first representative keys, with search = keys
-        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_max, n_seq_max] representative keys, RoPE undone,
-                            //   centred with search = keys
+        ggml_tensor * repr; // F16 [n_embd_head_k*n_head_repr, n_repr*n_block_cap, n_seq_max] representative keys, RoPE undone,
+                            //   centred with search = keys; another one when it grows
 
         int32_t rope; // index in ropes, -1: the layer has no RoPE
 
@@ -150,6 +152,9 @@ public:
 
     bool rotates_v() const { return prm.rot_v; }
 
+    // blocks that there is room for, of a sequence: representative keys and tables take memory as the context grows
+    uint32_t get_n_block_cap() const { return n_block_cap; }
+
     // whether t is K or V of some layer, or a view of it, in place
     bool is_resident(const ggml_tensor * t) const;
 
@@ -173,8 +178,8 @@ public:
     // whether blocks are scored by the keys of the current tokens
     bool by_keys() const { return prm.infllm.search == LLAMA_INFLLM_SEARCH_KEYS; }
 
-    // tokens at the end of a text that are a ubatch of their own, see init_batch()
-    uint32_t n_end() const { return 2*prm.infllm.n_score; }
+    // tokens at the end of a text that are a ubatch of their own, see text-split.h; by queries a sub-chunk is the end already
+    uint32_t n_end() const { return by_keys() ? 2*prm.infllm.n_score : 0; }
 
     // Lengths of the sub-chunks that a ubatch is scored by, tokens. One that may be a question is searched for by keys of two
     // representative keys' length as well, where these are shorter: strings that are looked up drown in n_score tokens.
@@ -200,19 +205,15 @@ public:
 private:
     friend class llama_kv_cache_infllm_context;
 
-    // a block in the store. frame: its keys are rotated to the positions block_pos(frame) ..
-    struct stored_block {
-        int32_t id;
-        int32_t frame;
-    };
-
     struct sequence {
         uint32_t n_tokens = 0;
-        uint32_t shift    = 0; // blocks by which the rotations of the ring lag behind the true positions
+        uint32_t shift    = 0;     // with position = infllm: init tokens and slots are so many blocks behind their own positions
+        bool     stale    = false; // slots must be loaded before they are read
 
-        std::vector<stored_block>       blocks; // [n_offload]
-        std::vector<infllm::slot_table> slots;  // [n_layer]
-        std::vector<std::vector<float>> means;  // [n_layer][n_embd_k_gqa] what layer::mean holds, where a layer has it
+        std::vector<int32_t>              blocks; // [n_offload] ids in the store
+        std::vector<infllm::slot_table>   slots;  // [n_layer]
+        std::vector<std::vector<float>>   means;  // [n_layer][n_embd_k_gqa] what layer::mean holds, where a layer has it
+        std::vector<std::vector<uint8_t>> init_k; // [n_layer] keys of the init tokens at their own positions, once paging
 
         // [n_layer][n_chunk][n_sum]: sums of each block of positions not yet stored
         std::vector<std::vector<float>> sums;
@@ -226,23 +227,21 @@ private:
         llama_seq_id seq_id   = -1;
         uint32_t     p0       = 0;
         uint32_t     n_tokens = 0;
+
+        infllm::pager_place place = infllm::PLACE_UPDATE;
     };
 
-    // RoPE of some layers, as rotations: by the first position of every block, and back by an offset in a block
+    // RoPE of some layers, as rotations: by a number of blocks, and back from an offset in the first block
     struct rope_table {
-        llama_infllm_rope rope;
-
-        std::vector<infllm::rotation> block;
-        std::vector<infllm::rotation> undo;
-
-        // from the positions of block frame src to those of block frame dst
-        infllm::rotation move(uint32_t src, uint32_t dst) const { return block[dst]*block[src].inverse(); }
+        llama_infllm_rope             rope;
+        infllm::block_rotations       block;
+        std::vector<infllm::rotation> undo; // [block_size]
     };
 
     struct counters {
         uint64_t n_select       = 0;
         uint64_t n_selected     = 0;
-        uint64_t n_page_in      = 0;
+        uint64_t n_page_in      = 0; // of the selected blocks
         uint64_t bytes_paged_in = 0;
     };
 
@@ -253,10 +252,15 @@ private:
     const infllm::cell_layout cells;
 
     const bool     remap;       // position = "infllm"
-    const uint32_t n_block_max; // of a sequence, padded; 0 if nothing can be offloaded
+    const uint32_t n_block_max; // of a sequence, padded; 0 if nothing can be offloaded. n_block_cap grows up to it
     const uint32_t n_chunk;     // blocks of positions with sums not yet stored, at most
 
-    std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>> ctxs_bufs;
+    using contexts_buffers = std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>>;
+
+    contexts_buffers ctxs_bufs;
+    contexts_buffers ctxs_bufs_blocks; // what grows with the number of blocks
+
+    uint32_t n_block_cap = 0;
 
     std::vector<layer>                   layers;
     std::unordered_map<int32_t, int32_t> map_layer_ids; // model layer -> index in layers
@@ -271,9 +275,11 @@ private:
 
     ggml_backend_sched_t sched = nullptr;
 
-    // the ubatch between apply() and next()
     ubatch_info cur;
-    bool        pending = false;
+
+    // Slots before cur: what is computed again after a failure must find them as they were. Only a single token, since for more
+    // the slots are filled anew.
+    std::vector<infllm::slot_table> slots_before; // [n_layer]; empty: nothing to restore
 
     // guards what get_stats() reads
     mutable std::mutex    mutex;
@@ -301,11 +307,15 @@ private:
     //
 
     void begin_ubatch(const ubatch_info & info);
-    void offload (llama_seq_id seq_id, uint32_t n_offload);
-    void set_mean(llama_seq_id seq_id);
-    void reshift (llama_seq_id seq_id, uint32_t p1, uint32_t shift);
-    void truncate(llama_seq_id seq_id, uint32_t n_tokens);
-    void reset   (llama_seq_id seq_id);
+    void offload   (llama_seq_id seq_id, uint32_t n_offload);
+    void set_mean  (llama_seq_id seq_id);
+    void set_shift (llama_seq_id seq_id, uint32_t shift); // slots are stale afterwards, if it is another one
+    void load_slots(llama_seq_id seq_id);
+    void truncate  (llama_seq_id seq_id, uint32_t n_tokens);
+    void reset     (llama_seq_id seq_id);
+
+    // make room for n_block blocks of every sequence; false: not enough memory, nothing is changed
+    bool grow(uint32_t n_block);
 
     // Where layers agree on what is relevant, few of them are enough to find it: the others have no representative keys, and
     // select what the layer before has selected.
@@ -318,7 +328,7 @@ private:
     void update_gauges();
 
     // false: the layer cannot be paged by its device
-    bool add_pager_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l);
+    bool add_pager_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l, bool search);
 
     // state of the layers whose devices page, to the host's tables and back
     void pull_state(llama_seq_id seq_id);
@@ -334,23 +344,24 @@ private:
     // data movement, one layer
     //
 
-    // K and V rows of a stored block, rotated to the positions of a block frame; valid until the next call
+    // K and V rows of a stored block, rotated to the positions of block dst; valid until the next call
     struct block_rows {
         const uint8_t * k;
         const uint8_t * v;
     };
-    block_rows get_rows(const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t frame);
+    block_rows get_rows(const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t dst);
 
-    void store_block (const layer & l, llama_seq_id seq_id, uint32_t block, bool centre);
-    void load_block  (const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t frame);
-    void rotate_cells(const layer & l, llama_seq_id seq_id, uint32_t cell, uint32_t n, const infllm::rotation & rot);
+    void store_block(const layer & l, llama_seq_id seq_id, uint32_t block, bool centre);
+    void load_slot  (const layer & l, llama_seq_id seq_id, uint32_t slot, uint32_t block);
+
+    // the block whose positions a block has in a slot
+    uint32_t slot_block(llama_seq_id seq_id, uint32_t slot, uint32_t block) const;
+
+    void load_block (const layer & l, llama_seq_id seq_id, uint32_t block, uint32_t cell, uint32_t dst);
 
     void rotate_rows(const layer & l, uint8_t * data, uint32_t n, const infllm::rotation & rot);
 
     float * get_sums(const layer & l, sequence & seq, uint32_t block);
-
-    // as the keys of the block
-    void rotate_sums(const layer & l, float * sums, const infllm::rotation & rot);
 
     void synchronize();
 };
@@ -405,7 +416,7 @@ public:
     void set_input_key_idxs (ggml_tensor * dst) const; // I32 [n_key] cells of the tokens whose keys are searched for
     void set_input_key_shift(ggml_tensor * dst) const; // I32 [n_key] rotation that undoes the RoPE of each
     void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_repr*n_block_pad, 1] given from outside
-    void set_input_info   (ggml_tensor * dst) const; // I32 [5] what devices that page must know of the ubatch
+    void set_input_info   (ggml_tensor * dst) const; // I32 [PAGER_INFO_SIZE] what devices that page must know of the ubatch
 
 private:
     const llama_memory_status status;

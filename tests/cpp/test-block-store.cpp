@@ -6,7 +6,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <random>
 #include <set>
+#include <vector>
 
 using infllm::block_store;
 
@@ -125,8 +127,10 @@ TEST(BlockStore, ReserveAgainTakesNoMoreMemory) {
 
     EXPECT_TRUE(store.reserve(3));
     EXPECT_TRUE(store.reserve(3));
+    EXPECT_EQ(mem.n_alloc, 3u);
     EXPECT_TRUE(store.reserve(1));
-    EXPECT_EQ(mem.n_live, 3u);
+    EXPECT_EQ(mem.n_alloc, 3u);
+    EXPECT_EQ(mem.n_live,  1u);
 }
 
 TEST(BlockStore, OnlyTheLastReferenceGivesMemoryBack) {
@@ -187,4 +191,34 @@ TEST(BlockStore, DestructorGivesAllMemoryBack) {
         EXPECT_EQ(mem.n_live, 7u);
     }
     EXPECT_EQ(mem.n_live, 0u);
+}
+
+// a batch that is given up leaves memory reserved, which counts as well, and goes when the next one needs less
+TEST(BlockStore, ReservedMemoryStaysWithinTheLimit) {
+    const size_t n_max = 10;
+
+    counting_memory mem;
+    block_store store(64, n_max*64, mem.get());
+
+    std::mt19937 rng(1);
+    std::vector<int32_t> ids;
+    for (int step = 0; step < 20000; ++step) {
+        const size_t n = rng()%12;
+        if (store.reserve(n)) {
+            ASSERT_LE(ids.size() + n, n_max);
+            ASSERT_EQ(mem.n_live, ids.size() + n);
+            for (size_t i = rng()%(n + 1); i > 0; --i) { // given up somewhere
+                ids.push_back(store.alloc());
+                ASSERT_NE(ids.back(), block_store::NONE);
+            }
+        } else {
+            ASSERT_GT(ids.size() + n, n_max);
+        }
+        while (!ids.empty() && rng()%3 == 0) {
+            store.unref(ids.back());
+            ids.pop_back();
+        }
+        ASSERT_LE(mem.n_live, n_max);
+        ASSERT_EQ(store.n_blocks(), ids.size());
+    }
 }

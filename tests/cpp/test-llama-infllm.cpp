@@ -28,9 +28,6 @@ constexpr uint32_t N_END    = 16;   // 2*n_score: the end of a text is a ubatch 
 constexpr uint32_t N_TRAIN  = 160;  // training length of small_model: positions are shifted back within N_CTX
 constexpr uint32_t N_LAYER  = 9;    // first layers of the model, for most tests: three that search, and those that follow them
 
-// keys that are rotated there and back in F16 differ a little
-constexpr float TOL_ROTATED = 0.5f;
-
 llama_infllm_params small_params(llama_infllm_position position = LLAMA_INFLLM_POSITION_TRUE) {
     auto prm = llama_infllm_default_params();
     prm.n_init            = 8;
@@ -275,7 +272,7 @@ TEST_P(InfllmPosition, EqualsPlainWhileItFits) {
 // to be found, paged in and attended at the right positions.
 TEST_P(InfllmWhole, ContinuesFromPagedBlocks) {
     const uint32_t n_period = 64;
-    const uint32_t n_test   = 32;
+    const uint32_t n_test   = 31; // ubatches end at multiples of N_UBATCH
 
     const auto period = random_tokens(n_period, 3);
     tokens_t tokens;
@@ -342,13 +339,12 @@ TEST_P(InfllmPosition, PublishedScoresAreTruncatedAndCopied) {
         ASSERT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
     }
 
-    // nothing is selected within the buffer; with few slots the ring has moved back, and keys were rotated, more often
+    // nothing is selected within the buffer
     llama_memory_seq_keep(mem, 1);
     ASSERT_TRUE(llama_memory_seq_rm(mem, 1, 70, -1));
     feed(fresh.get(), slice(tokens, 0, 70));
     EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
-    EXPECT_LE(max_diff(feed(ctx.get(), more, 1), feed(fresh.get(), more)),
-            GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : 2*TOL_ROTATED);
+    EXPECT_EQ(max_diff(feed(ctx.get(), more, 1), feed(fresh.get(), more)), 0.0f);
 }
 
 TEST_P(InfllmPosition, PagesWithBoundedResidentMemory) {
@@ -398,7 +394,9 @@ TEST_P(InfllmPosition, PagesWithBoundedResidentMemory) {
     const auto all = get_stats(ctx.get());
     EXPECT_GT(all.n_page_in, 0u);
     EXPECT_GT(all.n_hit,     0u);
-    EXPECT_EQ(all.bytes_store_kv/all.n_blocks, all.bytes_paged_in/all.n_page_in);
+    // for a prompt other slots are filled, too
+    EXPECT_GE(all.bytes_paged_in, all.n_page_in*(all.bytes_store_kv/all.n_blocks));
+    EXPECT_EQ(all.bytes_paged_in%(all.bytes_store_kv/all.n_blocks), 0u);
     EXPECT_EQ(all.bytes_store_kv/all.n_blocks, 8*all.bytes_resident/n_layer/N_ALLOC);
 
     // the layers add up
@@ -542,27 +540,35 @@ TEST_P(InfllmPosition, HostTakesOverFromTheDevice) {
     EXPECT_EQ(n_event, llama_model_n_layer(model.get()));
 }
 
+// However often slots were filled and the ring went round, a key is what it was when it was written: it is rotated in slots alone,
+// from what the store has.
 TEST_P(InfllmPosition, TruncatedBelowTheBufferIsExact) {
-    auto ctx   = make_infllm(small_params(GetParam()));
-    auto fresh = make_infllm(small_params(GetParam()));
-    ASSERT_TRUE(ctx && fresh);
+    for (const ggml_type type : { GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0 }) {
+        SCOPED_TRACE(ggml_type_name(type));
 
-    const auto tokens = random_tokens(250);
-    feed(ctx.get(), tokens);
-    EXPECT_GT(get_stats(ctx.get()).n_blocks, 0u);
+        auto cprm = context_params();
+        cprm.type_k = type;
+        cprm.type_v = type;
+        auto ctx   = make_infllm(small_params(GetParam()), cprm);
+        auto fresh = make_infllm(small_params(GetParam()), cprm);
+        ASSERT_TRUE(ctx && fresh);
 
-    ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 96, -1));
-    EXPECT_EQ(n_tokens(ctx.get()), 96u);
-    EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
-    EXPECT_EQ(get_stats(ctx.get()).bytes_store, 0u);
-    EXPECT_EQ(get_stats(ctx.get()).n_tokens_resident, 96u);
+        const auto tokens = random_tokens(400);
+        feed(ctx.get(), tokens);
+        EXPECT_GT(get_stats(ctx.get()).n_blocks, 0u);
 
-    feed(fresh.get(), slice(tokens, 0, 96));
+        ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 96, -1));
+        EXPECT_EQ(n_tokens(ctx.get()), 96u);
+        EXPECT_EQ(get_stats(ctx.get()).n_blocks, 0u);
+        EXPECT_EQ(get_stats(ctx.get()).bytes_store, 0u);
+        EXPECT_EQ(get_stats(ctx.get()).n_tokens_resident, 96u);
 
-    const float tol  = GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : TOL_ROTATED;
-    const auto  more = random_tokens(20, 2);
-    EXPECT_LE(max_diff(feed(ctx.get(), more), feed(fresh.get(), more)), tol);
-    EXPECT_LE(max_diff(feed(ctx.get(), { more[0] }), feed(fresh.get(), { more[0] })), tol);
+        feed(fresh.get(), slice(tokens, 0, 96));
+
+        const auto more = random_tokens(20, 2);
+        EXPECT_EQ(max_diff(feed(ctx.get(), more), feed(fresh.get(), more)), 0.0f);
+        EXPECT_EQ(max_diff(feed(ctx.get(), { more[0] }), feed(fresh.get(), { more[0] })), 0.0f);
+    }
 }
 
 TEST_P(InfllmPosition, TruncatedWhilePagingKeepsPaging) {
@@ -593,25 +599,91 @@ TEST_P(InfllmPosition, TruncatedWhilePagingKeepsPaging) {
     EXPECT_LE(a.n_blocks, b.n_blocks + b.n_layer*2);
 }
 
-// Whatever came after the truncation point, and whatever it had paged in. With one slot the selection alone says which cell
-// holds which block, so that sums are taken in the same order and nothing may differ.
-TEST_F(Infllm, TruncateAndRepeatGivesTheSameLogits) {
-    auto prm = small_params();
-    prm.topk              = 1;
-    prm.max_cached_blocks = 1;
+// what blocks are selected for every ubatch, by layer, and in which order
+struct selections {
+    std::vector<std::vector<int32_t>> blocks;
 
-    auto ctx = make_infllm(prm);
-    ASSERT_TRUE(ctx);
+    static void trace(const llama_infllm_trace_event * e, void * user_data) {
+        auto & s = *static_cast<selections *>(user_data);
+        s.blocks.emplace_back(e->selected, e->selected + e->n_selected);
+    }
+};
 
-    const auto tokens = random_tokens(200);
-    feed(ctx.get(), slice(tokens, 0, 192));
-    const auto before = feed(ctx.get(), slice(tokens, 192, 200));
+// Whatever came after the truncation point, and whatever it had paged in: more slots than are selected, or as many
+TEST_P(InfllmPosition, TheSameTextAgainGivesTheSameLogitsAndSelections) {
+    for (const uint32_t n_slot : { 4u, 8u }) {
+        SCOPED_TRACE(n_slot);
 
-    for (const uint32_t n_extra : { 1u, 16u, 100u }) {
-        feed(ctx.get(), random_tokens(n_extra, n_extra));
-        ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 192, -1));
-        const auto after = feed(ctx.get(), slice(tokens, 192, 200));
-        EXPECT_EQ(max_diff(before, after), 0.0f) << n_extra << " further tokens";
+        auto prm = small_params(GetParam());
+        prm.topk              = std::min(4u, n_slot);
+        prm.max_cached_blocks = n_slot;
+        auto ctx = make_infllm(prm);
+        ASSERT_TRUE(ctx);
+        auto * mem = llama_get_memory(ctx.get());
+
+        // a text that ends with a question, and what is decoded afterwards
+        const auto text = random_tokens(230);
+        const auto run  = [&](uint32_t from, selections & sel) {
+            EXPECT_TRUE(llama_memory_seq_rm(mem, 0, llama_pos(from), -1));
+            if (prm.paging != LLAMA_INFLLM_PAGING_DEVICE) { // the host would take over
+                llama_infllm_set_trace(ctx.get(), selections::trace, &sel);
+            }
+            auto res = feed(ctx.get(), slice(text, from, text.size()));
+            for (int i = 0; i < 20; ++i) {
+                const auto next = feed(ctx.get(), { 300 + i });
+                res.insert(res.end(), next.begin(), next.end());
+            }
+            llama_infllm_set_trace(ctx.get(), nullptr, nullptr);
+            EXPECT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
+            return res;
+        };
+
+        selections first;
+        const auto expected = run(0, first);
+        ASSERT_TRUE(all_finite(expected));
+        for (const uint32_t n_extra : { 1u, 100u }) { // another text comes in between
+            // from the start, from where any ubatch begins, and from where the question begins
+            for (const uint32_t from : { 0u, 112u, 208u, uint32_t(text.size()) - N_END }) {
+                SCOPED_TRACE(std::to_string(n_extra) + " further tokens, again from " + std::to_string(from));
+                feed(ctx.get(), random_tokens(n_extra, n_extra));
+                selections again;
+                ASSERT_EQ(max_diff(run(from, again), expected), 0.0f);
+                ASSERT_LE(again.blocks.size(), first.blocks.size());
+                ASSERT_TRUE(std::equal(again.blocks.rbegin(), again.blocks.rend(), first.blocks.rbegin()));
+            }
+        }
+    }
+}
+
+// any n_batch that is not below n_ubatch, where batches end at multiples of n_ubatch and before the question
+TEST_P(InfllmPosition, BatchesOfAnySizeGiveTheSameLogits) {
+    const auto text = random_tokens(262);
+    const auto p1   = uint32_t(text.size());
+
+    logits_t expected;
+    for (const uint32_t n_batch : { 512u, 64u, 33u, 16u }) {
+        auto ctx = make_infllm(small_params(GetParam()));
+        ASSERT_TRUE(ctx);
+
+        for (uint32_t p0 = 0; p0 < p1;) {
+            uint32_t end = llama_infllm_ubatch_end(ctx.get(), p0, p1);
+            for (uint32_t next = end; next < p1 && (next = llama_infllm_ubatch_end(ctx.get(), next, p1)) - p0 <= n_batch;) {
+                end = next;
+            }
+            // outputs of the last one alone: no text ends before
+            llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(text.data()) + p0, int32_t(end - p0));
+            std::vector<int8_t> outputs(end - p0, 0);
+            outputs.back() = end == p1;
+            batch.logits = outputs.data();
+            ASSERT_EQ(llama_decode(ctx.get(), batch), 0);
+            p0 = end;
+        }
+        const float * l = llama_get_logits_ith(ctx.get(), -1);
+        const logits_t logits(l, l + llama_vocab_n_tokens(llama_model_get_vocab(model.get())));
+        if (expected.empty()) {
+            expected = logits;
+        }
+        EXPECT_EQ(max_diff(logits, expected), 0.0f) << n_batch;
     }
 }
 
@@ -756,46 +828,59 @@ TEST_P(InfllmPosition, FullStoreFailsTheBatchOnly) {
     EXPECT_EQ(n_tokens(ctx.get()), 196u);
 }
 
-TEST_P(InfllmPosition, AbortedDecodeLeavesTheLastGoodUbatch) {
+// what was computed before the failure is kept; what comes after it is as if there had been none
+TEST_P(InfllmPosition, AbortedDecodeIsResumed) {
     auto ctx   = make_infllm(small_params(GetParam()));
     auto fresh = make_infllm(small_params(GetParam()));
     ASSERT_TRUE(ctx && fresh);
 
+    // The device keeps its slots to itself: for a single token, these are what the aborted computation left. (No device can be
+    // aborted.)
+    const bool device = small_params().paging == LLAMA_INFLLM_PAGING_DEVICE;
+
     const auto tokens = random_tokens(290);
-    // 120: the aborted batch begins to page; 250: it goes on, and in position=infllm moves the ring
-    for (const uint32_t n : { 120u, 250u }) {
-        SCOPED_TRACE(n);
+    const struct { uint32_t n0; uint32_t n1; } cases[] = {
+        { 112, 142 }, // the aborted batch begins to page
+        { 240, 270 }, // it goes on, and the slots move
+        { 250, 251 }, // a single token
+        { 128, 129 }, // a single token, which begins to page
+    };
+    for (const auto & [n0, n1] : cases) {
+        SCOPED_TRACE(n0);
+        const uint32_t n_new = n1 - n0;
+
+        llama_memory_clear(llama_get_memory(fresh.get()), true);
+        feed(fresh.get(), slice(tokens, 0, n0));
+        const auto expected = feed(fresh.get(), slice(tokens, n0, n1));
+        const auto after    = feed(fresh.get(), { 300 });
 
         // aborted after so many calls of the callback; returns what is left of them
-        const auto decode_aborted = [&](int n_left, int expected) {
+        const auto decode_aborted = [&](int n_left, int expected_rc) {
             llama_memory_clear(llama_get_memory(ctx.get()), true);
-            feed(ctx.get(), slice(tokens, 0, n));
+            feed(ctx.get(), slice(tokens, 0, n0));
             llama_set_abort_callback(ctx.get(), [](void * data) { return --*static_cast<int *>(data) < 0; }, &n_left);
-            EXPECT_EQ(decode(ctx.get(), tokens.data() + n, 30), expected);
+            EXPECT_EQ(decode(ctx.get(), tokens.data() + n0, n_new), expected_rc);
             llama_set_abort_callback(ctx.get(), nullptr, nullptr);
             return n_left;
         };
         const int n_calls = INT_MAX - decode_aborted(INT_MAX, 0);
         ASSERT_GT(n_calls, 4);
 
-        for (const int quarters : { 1, 3 }) { // in the first ubatch, and in the second
-            SCOPED_TRACE(quarters);
-            decode_aborted(n_calls*quarters/4, 2);
+        for (const int eighths : { 1, 5, 7 }) {
+            SCOPED_TRACE(eighths);
+            decode_aborted(n_calls*eighths/8, 2);
             const uint32_t n_kept = n_tokens(ctx.get());
-            ASSERT_EQ(n_kept, quarters == 1 ? n : n + 30 - N_END);
+            ASSERT_TRUE(n_kept == n0 || (n_new > 1 && (n_kept == n0 + n_new - N_END || n_kept%N_UBATCH == 0))) << n_kept;
             ASSERT_EQ(get_stats(ctx.get()).n_tokens, n_kept);
 
-            const auto logits = feed(ctx.get(), slice(tokens, n_kept, n_kept + 8));
+            const auto logits = feed(ctx.get(), slice(tokens, n_kept, n1));
             ASSERT_TRUE(all_finite(logits));
-            ASSERT_EQ(n_tokens(ctx.get()), n_kept + 8);
-
-            // before paging began all is as it was
-            if (n_kept + 8 <= N_CELLS) {
-                llama_memory_clear(llama_get_memory(fresh.get()), true);
-                feed(fresh.get(), slice(tokens, 0, n_kept));
-                const float tol = GetParam() == LLAMA_INFLLM_POSITION_TRUE ? 0.0f : TOL_ROTATED;
-                ASSERT_LE(max_diff(logits, feed(fresh.get(), slice(tokens, n_kept, n_kept + 8))), tol);
+            ASSERT_EQ(n_tokens(ctx.get()), n1);
+            if (!device || n_new > 1) {
+                ASSERT_EQ(max_diff(logits, expected), 0.0f);
+                ASSERT_EQ(max_diff(feed(ctx.get(), { 300 }), after), 0.0f);
             }
+            ASSERT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
         }
     }
 }
@@ -1016,10 +1101,10 @@ TEST_F(Infllm, EndOfATextIsAUbatchOfItsOwn) {
         return sizes;
     };
 
-    // the first ubatch fits
-    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_KEYS, false),    (std::vector<uint32_t> { 16, 16, 16, 16, 10, 10, 1 }));
-    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_KEYS, true),     (std::vector<uint32_t> { 16, 16, 16, 16, 16, 4, 1 }));
-    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_QUERIES, false), (std::vector<uint32_t> { 16, 16, 16, 16, 16, 4, 1 }));
+    // the first ubatches fit
+    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_KEYS, false),    (std::vector<uint32_t> { 16, 16, 16, 14, 10, 1 }));
+    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_KEYS, true),     (std::vector<uint32_t> { 16, 16, 16, 16, 8, 1 }));
+    EXPECT_EQ(trace_sizes(LLAMA_INFLLM_SEARCH_QUERIES, false), (std::vector<uint32_t> { 16, 16, 16, 16, 8, 1 }));
 }
 
 TEST_F(Infllm, TraceSeesEveryLayer) {

@@ -130,11 +130,13 @@ struct test_layer {
     std::vector<float>     scores;
     std::vector<float>     sums;
     std::vector<int32_t>   chosen;
-    std::vector<block_ref> blocks;
-    std::vector<float>     rope_block, rope_undo;
+    std::vector<float>     rope_low, rope_high, rope_undo;
     std::vector<uint64_t>  scratch;
 
-    std::vector<rotation> rot_block, rot_undo;
+    std::vector<const uint8_t *> blocks;
+
+    block_rotations       rot_block;
+    std::vector<rotation> rot_undo;
 
     explicit test_layer(kv_type type = KV_F16, bool neox = true, bool remap = true, uint32_t n_seq = 1) {
         l.cells         = cell_layout::make(4, 16, 8, 6, 8);
@@ -175,14 +177,23 @@ struct test_layer {
             }
             return rot;
         };
-        for (uint32_t b = 0; b <= l.n_block_max; ++b) {
-            rot_block.push_back(make(float(l.cells.block_pos(b))));
-            rope_block.insert(rope_block.end(), rot_block.back().cs.begin(), rot_block.back().cs.end());
+        for (uint32_t b = 0; b < block_rotations::n_low(l.n_block_max); ++b) {
+            rot_block.low.push_back(make(float(b*l.cells.block_size)));
         }
+        rot_block.high.push_back(make(0.0f));
         for (uint32_t i = 0; i < l.cells.block_size; ++i) {
-            rot_undo.push_back(make(-float(i)));
-            rope_undo.insert(rope_undo.end(), rot_undo.back().cs.begin(), rot_undo.back().cs.end());
+            rot_undo.push_back(make(-float(l.cells.n_init + i)));
         }
+        const auto table = [](const std::vector<rotation> & rots) {
+            std::vector<float> res;
+            for (const auto & rot : rots) {
+                res.insert(res.end(), rot.cs.begin(), rot.cs.end());
+            }
+            return res;
+        };
+        rope_low  = table(rot_block.low);
+        rope_high = table(rot_block.high);
+        rope_undo = table(rot_undo);
 
         l.k          = k.data();
         l.v          = v.data();
@@ -194,7 +205,8 @@ struct test_layer {
         l.stride_k   = n_cells*l.row_k;
         l.stride_v   = n_cells*l.row_v;
         l.blocks     = blocks.data();
-        l.rope_block = rope_block.data();
+        l.rope_low   = rope_low.data();
+        l.rope_high  = rope_high.data();
         l.rope_undo  = rope_undo.data();
     }
 
@@ -344,7 +356,7 @@ TEST(PageSelect, EqualsPlainModelOverManySteps) {
             }
         }
 
-        const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]), 0 };
+        const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]), 0, PLACE_UPDATE, 0 };
         page_select(single_thread(), t.l, info, q.data(), t.l.n_embd_head_k, uint32_t(q.size()), scores.data(), n_row, n_sub,
                 scratch);
 
@@ -391,7 +403,7 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
             }
         }
         const int32_t    p0   = 4 + 5*step;
-        const pager_info info = { 0, p0, 5, std::min(step, 64), step%2 };
+        const pager_info info = { 0, p0, 5, std::min(step, 64), step%2, pager_place(step%7%3), 0 };
         for (test_layer * t : { &one, &many }) {
             t->l.first = step%6 < 2;
             page_scratch scratch = {};
@@ -423,7 +435,7 @@ TEST(PageSelect, QueriesAddUpPerBlock) {
     page_scratch scratch = {};
     scratch.init(t.l, t.scratch.data());
     const auto feed = [&](int32_t p0, int32_t n) {
-        page_select(single_thread(), t.l, { 0, p0, n, 0, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
+        page_select(single_thread(), t.l, { 0, p0, n, 0, 0, PLACE_UPDATE, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
     };
     const float * q_sum = t.state_of().q_sum;
 
@@ -453,17 +465,18 @@ TEST(Pager, StoreAndGatherBringTheSameBytes) {
 
             store_scratch s;
             s.init(t.l, t.scratch.data());
-            run_group(n_thread, [&](const thread_group & g) { pager_store(g, t.l, 0, block, block, block + 1, true, data, s); });
+            run_group(n_thread, [&](const thread_group & g) { pager_store(g, t.l, 0, block, block + 1, true, data, s); });
 
             const auto k = t.k;
             const auto v = t.v;
-            t.blocks[block] = { data, block };
+            t.blocks[block] = data;
             *t.state_of().n_page_in = 1;
             t.state_of().page_ins[0] = { int32_t(block), 3 };
+            const pager_info info = { 0, 0, 1, int32_t(block) + 1, 0, PLACE_UPDATE, 0 };
             for (uint32_t part = 0; part < 5; ++part) {
-                run_group(n_thread, [&](const thread_group & g) { page_gather(g, t.l, 0, 0, part, 5); });
+                run_group(n_thread, [&](const thread_group & g) { page_gather(g, t.l, info, 0, part, 5); });
             }
-            page_gather(single_thread(), t.l, 0, 1, 0, 1); // no such page-in
+            page_gather(single_thread(), t.l, info, 1, 0, 1); // no such page-in
 
             const uint32_t from = t.l.cells.cell(t.l.cells.block_pos(block));
             const uint32_t to   = t.l.cells.slot_cell(3);
@@ -482,21 +495,22 @@ TEST(Pager, GatherRotatesToTheSlot) {
             t.fill(2);
 
             const uint32_t block = 9;
-            const uint32_t frame = 7;
+            const uint32_t shift = 3;
             std::vector<bytes16> stored((t.l.offset + t.l.size_k() + t.l.size_v())/16 + 1);
             auto * data = reinterpret_cast<uint8_t *>(stored.data());
             std::copy_n(t.k.begin(), t.l.size_k(), data + t.l.offset);
 
-            t.blocks[block] = { data, frame };
+            t.blocks[block] = data;
             *t.state_of().n_page_in = 1;
             t.state_of().page_ins[0] = { int32_t(block), 2 };
 
             std::vector<std::vector<float>> expected;
             for (uint32_t i = 0; i < t.l.cells.block_size; ++i) {
                 expected.push_back(t.k_row(i));
-                (t.rot_block[2]*t.rot_block[frame].inverse()).apply(expected.back().data(), t.l.n_head_kv, t.l.n_embd_head_k);
+                t.rot_block.by(2 + int64_t(shift) - block).apply(expected.back().data(), t.l.n_head_kv, t.l.n_embd_head_k);
             }
-            run_group(2, [&](const thread_group & g) { page_gather(g, t.l, 0, 0, 0, 1); });
+            const pager_info info = { 0, 0, 1, int32_t(block) + 1, 0, PLACE_UPDATE, int32_t(shift) };
+            run_group(2, [&](const thread_group & g) { page_gather(g, t.l, info, 0, 0, 1); });
             for (uint32_t i = 0; i < t.l.cells.block_size; ++i) {
                 const auto row = t.k_row(t.l.cells.slot_cell(2) + i);
                 for (uint32_t j = 0; j < row.size(); ++j) {
@@ -526,12 +540,11 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             }
 
             const uint32_t block = 7;
-            const uint32_t frame = 5;
             std::vector<bytes16> stored((t.l.offset + t.l.size())/16 + 1);
             store_scratch s;
             s.init(t.l, t.scratch.data());
             run_group(3, [&](const thread_group & g) {
-                pager_store(g, t.l, 0, block, frame, block + 2, false, reinterpret_cast<uint8_t *>(stored.data()), s);
+                pager_store(g, t.l, 0, block, block + 2, false, reinterpret_cast<uint8_t *>(stored.data()), s);
             });
 
             std::vector<float> k;
@@ -540,7 +553,7 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             for (uint32_t i = 0; i < t.l.cells.block_size; ++i) {
                 const auto row = t.k_row(t.l.cells.cell(t.l.cells.block_pos(block)) + i);
                 k.insert(k.end(), row.begin(), row.end());
-                undo.push_back(t.rot_block[frame].inverse()*t.rot_undo[i]);
+                undo.push_back(t.rot_block.by(-int64_t(block))*t.rot_undo[i]);
             }
             for (const uint32_t b : { block + 1, block + 2 }) {
                 for (uint32_t i = 0; i < q.size() && !all; ++i) {
@@ -563,7 +576,7 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             }
             t.l.mean = mean.data();
             run_group(3, [&](const thread_group & g) {
-                pager_store(g, t.l, 0, block, frame, block + 2, true, reinterpret_cast<uint8_t *>(stored.data()), s);
+                pager_store(g, t.l, 0, block, block + 2, true, reinterpret_cast<uint8_t *>(stored.data()), s);
             });
             for (uint32_t r = 0; r < t.l.n_repr; ++r) {
                 double norm = 0.0;
@@ -577,21 +590,4 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             }
         }
     }
-}
-
-TEST(Pager, RotatingForthAndBackChangesNothing) {
-    test_layer t;
-    t.fill(4);
-    const auto before = t.k;
-    const auto row    = t.k_row(t.l.cells.cell(t.l.cells.block_pos(7)));
-    pager_rotate(single_thread(), t.l, 0, 7, 5, 9, 2);
-    EXPECT_NE(t.k_row(t.l.cells.cell(t.l.cells.block_pos(7))), row);
-    pager_rotate(single_thread(), t.l, 0, 7, 5, 2, 9);
-    const auto again = t.k_row(t.l.cells.cell(t.l.cells.block_pos(7)));
-    for (uint32_t i = 0; i < row.size(); ++i) {
-        EXPECT_NEAR(again[i], row[i], 5e-3f);
-    }
-    // rows that are not there yet stay as they are
-    const auto offset = (t.l.cells.cell(t.l.cells.block_pos(7)) + 5)*t.l.row_k;
-    EXPECT_TRUE(std::equal(before.begin() + offset, before.end(), t.k.begin() + offset));
 }

@@ -154,3 +154,26 @@ TEST(RotationHalf, RefusesWhatItCannotVectorise) {
     EXPECT_EQ(x, std::vector<uint16_t>(24, 0x3c00));
 }
 #endif
+
+TEST_P(Rotation, ByAnyNumberOfBlocks) {
+    const uint32_t n_rot = 8;
+    const uint32_t size  = 4;
+    const uint32_t n_max = 3*infllm::block_rotations::N_LOW + 5;
+
+    infllm::block_rotations by;
+    for (uint32_t i = 0; i < by.n_low(n_max); ++i) {
+        by.low.push_back(make_rotation(GetParam(), n_rot, double(i)*size));
+    }
+    for (uint32_t i = 0; i < by.n_high(n_max); ++i) {
+        by.high.push_back(make_rotation(GetParam(), n_rot, double(i)*size*by.N_LOW));
+    }
+    for (const int64_t n : { 0, 1, -1, 4095, 4096, -4096, 10000, -int(n_max), int(n_max) }) {
+        const auto expected = make_rotation(GetParam(), n_rot, double(n)*size);
+        const auto rot      = by.by(n);
+        ASSERT_EQ(rot.neox, GetParam());
+        for (uint32_t i = 0; i < n_rot; ++i) {
+            ASSERT_NEAR(rot.cs[i], expected.cs[i], 1e-6) << n;
+        }
+    }
+    EXPECT_EQ(by.n_low(10), 11u);
+}

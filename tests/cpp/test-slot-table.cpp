@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <iterator>
 #include <list>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -272,4 +273,67 @@ TEST(SlotTable, ClearEmptiesAllSlots) {
     EXPECT_EQ(table.slot_of(3), slot_table::NONE);
     table.assign(1, 3);
     EXPECT_EQ(table.slot_of(3), 1);
+}
+
+// what is resident, and where, is a function of the selection alone; only what is elsewhere is copied
+TEST(SlotTable, PlacedBlocksDoNotDependOnHistory) {
+    std::mt19937 rng(6);
+    for (int i = 0; i < 2000; ++i) {
+        const uint32_t n_slot  = 1 + rng()%12;
+        const uint32_t n_block = 1 + rng()%40;
+        const uint32_t n       = 1 + rng()%std::min(n_slot, n_block);
+
+        std::vector<int32_t> all(n_block);
+        std::iota(all.begin(), all.end(), 0);
+        std::shuffle(all.begin(), all.end(), rng);
+        const std::vector<int32_t> selected(all.begin(), all.begin() + n);
+
+        // the selected ones, and the newest others
+        std::set<int32_t> expected(selected.begin(), selected.end());
+        for (int32_t b = int32_t(n_block) - 1; b >= 0 && expected.size() < n_slot; --b) {
+            expected.insert(b);
+        }
+
+        slot_table fresh(n_slot);
+        slot_table used (n_slot);
+        for (uint32_t s = 0; s < n_slot; ++s) {
+            used.assign(s, s < n_block ? all[n_block - 1 - s] : 100 + int32_t(s));
+        }
+        const slot_table before = used;
+
+        std::vector<infllm::page_in> page_ins;
+        fresh.place(selected.data(), n, n_block, false, page_ins);
+        ASSERT_EQ(page_ins.size(), expected.size());
+        page_ins.clear();
+        used.place(selected.data(), n, n_block, false, page_ins);
+
+        uint32_t slot  = 0;
+        size_t   n_new = 0;
+        for (const int32_t block : expected) { // in the order of the text
+            ASSERT_EQ(fresh.block_at(slot), block);
+            ASSERT_EQ(used .block_at(slot), block);
+            if (before.block_at(slot) != block) {
+                ASSERT_LT(n_new, page_ins.size());
+                ASSERT_EQ(page_ins[n_new].block, block);
+                ASSERT_EQ(page_ins[n_new].slot,  slot);
+                n_new++;
+            }
+            slot++;
+        }
+        ASSERT_EQ(page_ins.size(), n_new);
+
+        // what is decoded afterwards replaces the same blocks
+        for (int j = 0; j < 3; ++j) {
+            const int32_t next = int32_t(rng()%n_block);
+            fresh.update(&next, 1, page_ins);
+            used .update(&next, 1, page_ins);
+            for (uint32_t t = 0; t < n_slot; ++t) {
+                ASSERT_EQ(fresh.block_at(t), used.block_at(t));
+            }
+        }
+
+        page_ins.clear();
+        used.place(selected.data(), n, n_block, true, page_ins);
+        ASSERT_EQ(page_ins.size(), expected.size());
+    }
 }
