@@ -236,7 +236,7 @@ static ggml_tensor * build_search_queries(
         const llama_kv_cache_infllm::layer & l,
         ggml_tensor * q) {
     if (const auto * rope = l.mem->get_rope(l)) {
-        q = rope->build(ctx0, q, inp->q_shift);
+        q = rope->build_undo(ctx0, q, inp->q_shift);
     }
     return build_head_sum(ctx0, build_q_sum(ctx0, q, inp->w_mean), l.n_head_repr);
 }
@@ -257,7 +257,7 @@ static ggml_tensor * build_search_keys(
 
     cur = ggml_reshape_3d(ctx0, cur, l.n_embd_head_k, l.n_head_kv, cur->ne[1]);
     if (const auto * rope = l.mem->get_rope(l)) {
-        cur = rope->build(ctx0, cur, inp->key_shift);
+        cur = rope->build_undo(ctx0, cur, inp->key_shift);
     }
     cur = build_head_sum(ctx0, build_q_sum(ctx0, cur, inp->w_mean), l.n_head_kv);
 

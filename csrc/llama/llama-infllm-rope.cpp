@@ -18,8 +18,8 @@ llama_infllm_rope::llama_infllm_rope(const llama_model & model, const llama_cpar
     freq_base  (model.get_rope_freq_base (cparams, il)),
     freq_scale (model.get_rope_freq_scale(cparams, il)),
     ext_factor (cparams.yarn_ext_factor),
-    // what ggml_rope_ext multiplies with when YaRN extends the context (rope_yarn() in ggml-cpu/ops.cpp), taken back
-    attn_factor(ext_factor != 0.0f ? 1.0f/(1.0f + 0.1f*std::log(1.0f/freq_scale)) : 1.0f),
+    mscale     (ext_factor != 0.0f ? 1.0f + 0.1f*std::log(1.0f/freq_scale) : 1.0f), // rope_yarn() in ggml-cpu/ops.cpp
+    magnitude  (cparams.yarn_attn_factor*mscale),
     beta_fast  (cparams.yarn_beta_fast),
     beta_slow  (cparams.yarn_beta_slow) {
 }
@@ -31,13 +31,27 @@ bool llama_infllm_rope::operator==(const llama_infllm_rope & other) const {
 }
 
 ggml_tensor * llama_infllm_rope::build(
-        ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, ggml_tensor * freq_factors) const {
+        ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, ggml_tensor * freq_factors, float scale) const {
     return ggml_rope_ext(ctx, cur, pos, freq_factors, n_rot, type, n_ctx_orig,
-            freq_base, freq_scale, ext_factor, attn_factor, beta_fast, beta_slow);
+            freq_base, freq_scale, ext_factor, scale/mscale, beta_fast, beta_slow);
 }
 
 ggml_tensor * llama_infllm_rope::build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const {
-    return build(ctx, cur, pos, factors);
+    return build(ctx, cur, pos, factors, 1.0f);
+}
+
+ggml_tensor * llama_infllm_rope::build_undo(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const {
+    return build(ctx, cur, pos, factors, 1.0f/magnitude);
+}
+
+std::vector<infllm::rotation> llama_infllm_rope::rotations_undo(const std::vector<llama_pos> & dist) const {
+    auto res = rotations(dist);
+    for (auto & rot : res) {
+        for (auto & x : rot.cs) {
+            x /= magnitude;
+        }
+    }
+    return res;
 }
 
 std::vector<infllm::rotation> llama_infllm_rope::rotations(const std::vector<llama_pos> & dist) const {
@@ -60,7 +74,7 @@ std::vector<infllm::rotation> llama_infllm_rope::rotations(const std::vector<lla
     ggml_tensor * pos = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_I32, n);
     // a model that is not loaded, to measure contexts, has factors without data: any rotations will do
     ggml_tensor * ff  = factors && factors->data ? ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, factors->ne[0]) : nullptr;
-    ggml_tensor * y   = build(ctx.get(), x, pos, ff);
+    ggml_tensor * y   = build(ctx.get(), x, pos, ff, 1.0f);
     ggml_cgraph * gf  = ggml_new_graph(ctx.get());
     ggml_build_forward_expand(gf, y);
 

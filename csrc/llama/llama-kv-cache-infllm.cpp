@@ -152,20 +152,20 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
             const auto it = std::find_if(ropes.begin(), ropes.end(), [&](const auto & t) { return t.rope == rope; });
             l.rope = it - ropes.begin();
             if (it == ropes.end()) {
-                // by begin, begin + step, ..
-                const auto rotations = [&](int64_t begin, int64_t step, uint32_t n) {
+                // begin, begin + step, ..
+                const auto range = [&](int64_t begin, int64_t step, uint32_t n) {
                     std::vector<llama_pos> dist(n);
                     for (uint32_t i = 0; i < n; ++i) {
                         dist[i] = llama_pos(begin + i*step);
                     }
-                    return rope.rotations(dist);
+                    return dist;
                 };
                 using infllm::block_rotations;
                 const int64_t size = cells.block_size;
                 ropes.push_back({ rope, {
-                    rotations(0, size,                        block_rotations::n_low (n_block_max)),
-                    rotations(0, size*block_rotations::N_LOW, block_rotations::n_high(n_block_max)) },
-                    rotations(-int64_t(cells.n_init), -1, cells.block_size) });
+                    rope.rotations(range(0, size,                        block_rotations::n_low (n_block_max))),
+                    rope.rotations(range(0, size*block_rotations::N_LOW, block_rotations::n_high(n_block_max))) },
+                    rope.rotations_undo(range(-int64_t(cells.n_init), -1, cells.block_size)) });
             }
         }
 

@@ -2,6 +2,8 @@
 // 128 resident cells, so that few tokens page. Most tests are about cells and blocks: the first layers will do for them.
 
 #include "first-layers.h"
+#include "random-model.h"
+
 #include "llama-infllm.h"
 #include "llama.h"
 
@@ -68,16 +70,6 @@ llama_context_params context_params() {
     cprm.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     return cprm;
 }
-
-struct context_deleter {
-    void operator()(llama_context * ctx) const { llama_free(ctx); }
-};
-using context_ptr = std::unique_ptr<llama_context, context_deleter>;
-
-struct model_deleter {
-    void operator()(llama_model * model) const { llama_model_free(model); }
-};
-using model_ptr = std::unique_ptr<llama_model, model_deleter>;
 
 using tokens_t = std::vector<llama_token>;
 using logits_t = std::vector<float>;
