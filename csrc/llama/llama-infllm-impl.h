@@ -109,6 +109,7 @@ void llama_infllm_set_error(const std::string & msg);
 
 // memory of this machine that can be taken, bytes; UINT64_MAX where the system does not tell
 uint64_t llama_infllm_ram_free();
+bool     llama_infllm_ram_has(uint64_t size);
 
 void llama_infllm_to_f32  (ggml_type type, const void * src, float * dst, int64_t n);
 void llama_infllm_from_f32(ggml_type type, const float * src, void * dst, int64_t n_row, int64_t n_per_row);

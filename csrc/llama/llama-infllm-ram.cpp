@@ -6,6 +6,9 @@
 #include <limits>
 #include <string>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(_WIN32)
 #include <windows.h>
 #elif defined(__APPLE__)
@@ -80,3 +83,13 @@ uint64_t llama_infllm_ram_free() {
 }
 
 #endif
+
+bool llama_infllm_ram_has(uint64_t size) {
+    if (size <= llama_infllm_ram_free()) {
+        return true;
+    }
+#if defined(__GLIBC__)
+    malloc_trim(0); // what was freed may still be the allocator's
+#endif
+    return size <= llama_infllm_ram_free();
+}

@@ -454,6 +454,12 @@ uint32_t llama_infllm_ubatch_end(const llama_context * ctx, uint32_t p0, uint32_
     return p0 >= p1 ? p1 : infllm::text_split { llama_n_ubatch(ctx), mem ? mem->n_end() : N_END_PLAIN }.next(p0, p1);
 }
 
+bool llama_infllm_check_tokens(const llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens) {
+    const auto * mem = get_mem(ctx);
+    last_error = mem ? mem->check_tokens(seq_id, n_tokens) : "";
+    return last_error.empty();
+}
+
 bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {
     const auto * mem = get_mem(ctx);
     return mem && mem->get_stats(il, *stats);

@@ -158,6 +158,10 @@ LLAMA_API bool llama_infllm_get_params(const struct llama_context * ctx, struct 
 // n_ubatch), and when it reads on from any of them; p1 itself if p0 >= p1. Without the InfLLM memory, too.
 LLAMA_API uint32_t llama_infllm_ubatch_end(const struct llama_context * ctx, uint32_t p0, uint32_t p1);
 
+// Whether a sequence can hold n_tokens tokens in all, by n_ctx, store_max_bytes and the memory that is free now: a long text that
+// cannot be held is better refused before it is read. false: see llama_infllm_last_error(). Without the InfLLM memory: true.
+LLAMA_API bool llama_infllm_check_tokens(const struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);
+
 // il < 0: all layers; false if the context has no InfLLM memory or no such layer
 // may be called from another thread while the context computes; devices that page bring their counters up to date at
 // llama_synchronize()

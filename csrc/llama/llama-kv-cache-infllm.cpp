@@ -465,22 +465,44 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         ubatches.push_back(std::move(ubatch));
     }
 
-    const uint64_t bytes_new  = uint64_t(n_blocks_new)*store->block_bytes();
-    const uint64_t bytes_free = n_blocks_new > 0 ? llama_infllm_ram_free() : 0;
-    if (bytes_new > bytes_free || !store->reserve(n_blocks_new)) {
-        const auto mib = [](uint64_t n) { return n/1024.0/1024.0; };
-        return fail(::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s): "
-                "raise store_max_bytes, free memory, or shorten the text",
-                mib(uint64_t(store->n_blocks())*store->block_bytes()), mib(bytes_new),
-                bytes_new <= bytes_free && store->bytes_max() > 0
-                    ? ::format("store_max_bytes = %.1f MiB", mib(store->bytes_max())).c_str()
-                    : ::format("%.1f MiB of memory are free", mib(bytes_free)).c_str()));
+    std::string why = check_store(n_blocks_new);
+    if (why.empty() && !store->reserve(n_blocks_new)) {
+        why = "there is no memory for more blocks in the store: free memory, or shorten the text";
+    }
+    if (!why.empty()) {
+        return fail(why);
     }
     if (can_page() && !grow(*std::max_element(n_blocks.begin(), n_blocks.end()))) {
         return fail("there is no memory for more representative keys: free memory, lower n_repr, or shorten the text");
     }
 
     return std::make_unique<llama_kv_cache_infllm_context>(this, std::move(ubatches));
+}
+
+std::string llama_kv_cache_infllm::check_store(uint64_t n_new) const {
+    const uint64_t size  = store->block_bytes();
+    const uint64_t limit = store->bytes_max();
+    const uint64_t used  = store->n_blocks();
+
+    const bool over = limit > 0 && (used + n_new)*size > limit;
+    if (n_new == 0 || (!over && llama_infllm_ram_has(n_new*size))) {
+        return "";
+    }
+    const auto mib = [](uint64_t n) { return n/1024.0/1024.0; };
+    return ::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s): "
+            "raise store_max_bytes, free memory, or shorten the text", mib(used*size), mib(n_new*size),
+            over ? ::format("store_max_bytes = %.1f MiB", mib(limit)).c_str()
+                 : ::format("%.1f MiB of memory are free", mib(llama_infllm_ram_free())).c_str());
+}
+
+std::string llama_kv_cache_infllm::check_tokens(llama_seq_id seq_id, uint32_t n_tokens) const {
+    if (seq_id < 0 || seq_id >= llama_seq_id(seqs.size()) || n_tokens > prm.n_ctx_seq) {
+        return ::format("sequence %d cannot hold %u tokens: there are %zu sequences of n_ctx = %u",
+                seq_id, n_tokens, seqs.size(), prm.n_ctx_seq);
+    }
+    const uint32_t n_block = can_page() ? cells.n_offload(n_tokens, n_tokens) : 0;
+    const uint32_t n_old   = seqs[seq_id].n_offload();
+    return check_store(n_block > n_old ? n_block - n_old : 0);
 }
 
 llama_memory_context_ptr llama_kv_cache_infllm::init_full() {

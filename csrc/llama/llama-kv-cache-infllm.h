@@ -96,6 +96,9 @@ public:
     bool get_stats(int32_t il, llama_infllm_stats & stats) const;
     void reset_stats();
 
+    // why a sequence cannot hold so many tokens in all, by what there is now; empty: it can
+    std::string check_tokens(llama_seq_id seq_id, uint32_t n_tokens) const;
+
     void set_trace(llama_infllm_trace_callback callback, void * user_data);
 
     void set_scores(llama_infllm_score_callback callback, void * user_data);
@@ -313,6 +316,9 @@ private:
     void load_slots(llama_seq_id seq_id);
     void truncate  (llama_seq_id seq_id, uint32_t n_tokens);
     void reset     (llama_seq_id seq_id);
+
+    // why n_new more blocks cannot be stored; empty: they can
+    std::string check_store(uint64_t n_new) const;
 
     // make room for n_block blocks of every sequence; false: not enough memory, nothing is changed
     bool grow(uint32_t n_block);
