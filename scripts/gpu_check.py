@@ -215,7 +215,7 @@ def speed(args: argparse.Namespace, report: Report) -> None:
                         # the CPU would take minutes to get there
                         b.reset()
                         b._ctx.copy_state_from(a._ctx)
-                        b._tokens = a.tokens
+                        b._stored.append(a.tokens)
                         b.truncate(max(depth, 1) - 1)
                         b.eval(tokens(1))
                         other.to(depth, n_decode=4, copied=True)

@@ -449,9 +449,18 @@ bool llama_infllm_get_params(const llama_context * ctx, llama_infllm_params * pa
     return mem != nullptr;
 }
 
-uint32_t llama_infllm_ubatch_end(const llama_context * ctx, uint32_t p0, uint32_t p1) {
+uint32_t llama_infllm_n_end(const llama_context * ctx) {
     const auto * mem = get_mem(ctx);
-    return p0 >= p1 ? p1 : infllm::text_split { llama_n_ubatch(ctx), mem ? mem->n_end() : N_END_PLAIN }.next(p0, p1);
+    return mem ? mem->n_end() : N_END_PLAIN;
+}
+
+uint32_t llama_infllm_ubatch_end(const llama_context * ctx, uint32_t p0, uint32_t p1, bool ends) {
+    return p0 >= p1 ? p1 : infllm::text_split { llama_n_ubatch(ctx), ends ? llama_infllm_n_end(ctx) : 0 }.next(p0, p1);
+}
+
+uint32_t llama_infllm_batch_end(const llama_context * ctx, uint32_t p0, uint32_t p1, bool ends) {
+    const infllm::text_split split = { llama_n_ubatch(ctx), ends ? llama_infllm_n_end(ctx) : 0 };
+    return p0 >= p1 ? p1 : split.batch_end(p0, p1, llama_n_batch(ctx));
 }
 
 bool llama_infllm_check_tokens(const llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens) {

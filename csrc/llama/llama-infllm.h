@@ -153,10 +153,13 @@ LLAMA_API bool llama_infllm_active(const struct llama_context * ctx);
 // the resolved parameters of the context; false if it has no InfLLM memory
 LLAMA_API bool llama_infllm_get_params(const struct llama_context * ctx, struct llama_infllm_params * params);
 
-// Where the ubatch that begins at position p0 should end, of a text that ends at p1. A caller that ends its batches at such
-// positions, with an output for the last token of the text alone, gets the same logits, bit for bit, whatever its n_batch (not below
-// n_ubatch), and when it reads on from any of them; p1 itself if p0 >= p1. Without the InfLLM memory, too.
-LLAMA_API uint32_t llama_infllm_ubatch_end(const struct llama_context * ctx, uint32_t p0, uint32_t p1);
+// A text from position p0 to p1 is computed in ubatches that end at positions which depend on p1 and n_ubatch alone; with `ends` its
+// last token alone has an output, and its last tokens, llama_infllm_n_end() of them, are a ubatch of their own. A caller that ends
+// its batches where llama_infllm_batch_end() says gets the same logits, bit for bit, whatever n_batch is, and when it reads on from
+// the end of any ubatch. p1 if p0 >= p1. The same without the InfLLM memory.
+LLAMA_API uint32_t llama_infllm_n_end     (const struct llama_context * ctx);
+LLAMA_API uint32_t llama_infllm_ubatch_end(const struct llama_context * ctx, uint32_t p0, uint32_t p1, bool ends);
+LLAMA_API uint32_t llama_infllm_batch_end (const struct llama_context * ctx, uint32_t p0, uint32_t p1, bool ends);
 
 // Whether a sequence can hold n_tokens tokens in all, by n_ctx, store_max_bytes and the memory that is free now: a long text that
 // cannot be held is better refused before it is read. false: see llama_infllm_last_error(). Without the InfLLM memory: true.

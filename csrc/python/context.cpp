@@ -161,6 +161,21 @@ py::array_t<float> context::logits_rows(size_t n_rows) const {
     return py::array_t<float>({ n_rows, n_vocab }, src);
 }
 
+std::vector<uint32_t> context::ubatch_ends(uint32_t p0, uint32_t p1, bool ends) const {
+    std::vector<uint32_t> res;
+    while (p0 < p1) {
+        p0 = llama_infllm_ubatch_end(ptr.get(), p0, p1, ends);
+        res.push_back(p0);
+    }
+    return res;
+}
+
+void context::check_tokens(uint32_t n_tokens) const {
+    if (!llama_infllm_check_tokens(ptr.get(), 0, n_tokens)) {
+        raise(PyExc_MemoryError, std::to_string(n_tokens) + " tokens cannot be held: " + llama_infllm_last_error());
+    }
+}
+
 uint32_t context::n_past() const {
     return llama_memory_seq_pos_max(llama_get_memory(ptr.get()), 0) + 1;
 }

@@ -58,6 +58,11 @@ public:
 
     uint32_t n_past() const; // tokens in the memory
 
+    // where the ubatches end of a text from p0 to p1, see llama_infllm_ubatch_end()
+    std::vector<uint32_t> ubatch_ends(uint32_t p0, uint32_t p1, bool ends) const;
+
+    void check_tokens(uint32_t n_tokens) const; // throws MemoryError when so many cannot be held
+
     // seq_rm() and clear() throw device_lost as decode() does: nothing works from then on
     bool seq_rm(int32_t p0); // remove positions p0 and later; false: not possible, nothing changed
     void clear();

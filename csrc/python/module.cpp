@@ -173,6 +173,12 @@ PYBIND11_MODULE(_core, m) {
         .def("logits",          &context::logits)
         .def("logits_rows",     &context::logits_rows, py::arg("n_rows"))
         .def("n_past",          &context::n_past)
+        .def("n_end",           [](const context & s) { return llama_infllm_n_end(s.get()); })
+        .def("ubatch_ends",     &context::ubatch_ends, py::arg("p0"), py::arg("p1"), py::arg("ends"))
+        .def("batch_end",       [](const context & s, uint32_t p0, uint32_t p1, bool ends) {
+            return llama_infllm_batch_end(s.get(), p0, p1, ends);
+        }, py::arg("p0"), py::arg("p1"), py::arg("ends"))
+        .def("check_tokens",    &context::check_tokens, py::arg("n_tokens"))
         .def("seq_rm",          &context::seq_rm, py::arg("p0"))
         .def("clear",           &context::clear)
         .def("infllm_params",   &context::infllm_params)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._loading import check_int
+from ._stored import StoredTokens
 from ._tokens import as_tokens
 from .config import InfLLMStats
 
@@ -43,7 +44,7 @@ class Reader:
         self._lock = threading.RLock()
         self._is_computing = False
         self._version = 0  # of the stored tokens: a stream must not go on when another call changed them
-        self._tokens: list[int] = []  # stored tokens; the memory is right where the two disagree, see _sync
+        self._stored = StoredTokens()  # the memory is right where the two disagree, see _sync
         self._has_logits = False
         self._trace: TraceCallback | None = None
         self._model_or_none: _core.Model | None = model
@@ -130,6 +131,10 @@ class Reader:
     # -- stored tokens -----------------------------------------------------------------------------
 
     @property
+    def _tokens(self) -> list[int]:
+        return self._stored.tokens
+
+    @property
     def n_tokens(self) -> int:
         """Tokens stored."""
         return len(self._tokens)
@@ -175,7 +180,7 @@ class Reader:
         if n_tokens == 0 or not self._ctx.seq_rm(n_tokens):
             self._ctx.clear()
             n_tokens = 0
-        del self._tokens[n_tokens:]
+        self._stored.truncate(n_tokens)
 
     def _sync(self) -> None:
         """Make the list of tokens and the memory agree, after an exception at any place.
@@ -185,7 +190,7 @@ class Reader:
         """
         n_past = self._ctx.n_past()
         if n_past < len(self._tokens):
-            del self._tokens[n_past:]
+            self._stored.truncate(n_past)
             self._has_logits = False
 
     # -- evaluation --------------------------------------------------------------------------------
@@ -254,31 +259,41 @@ class Reader:
         return stored
 
     def _eval(
-        self, tokens: Sequence[int], all_logits: bool = False, progress: ProgressCallback | None = None
+        self,
+        tokens: Sequence[int],
+        all_logits: bool = False,
+        progress: ProgressCallback | None = None,
+        begin: int | None = None,
     ) -> npt.NDArray[np.float32] | None:
+        """As `eval`; `begin`: where the text begins that the tokens end, if some of it is stored."""
         n_total = len(tokens)
-        if len(self._tokens) + n_total > self._n_ctx:
+        p0 = len(self._tokens)
+        p1 = p0 + n_total
+        if p1 > self._n_ctx:
             raise ValueError(
-                f"{n_total} tokens after {len(self._tokens)} stored ones are more than "
+                f"{n_total} tokens after {p0} stored ones are more than "
                 f"n_ctx = {self._n_ctx}: use a larger n_ctx, or reset()"
             )
-        if stored := self._fit(len(self._tokens) + n_total):
+        if stored := self._fit(p1):
             self._eval(stored, progress=progress)
         ctx = self._ctx
+        ctx.check_tokens(p1)
 
         logits = np.empty((n_total, self._model.n_vocab()), dtype=np.float32) if all_logits else None
         outputs = _core.Context.Outputs
+        if n_total > 1:
+            self._stored.begin_text(p0 if begin is None else begin, p1)
         try:
             n_done = 0
             while n_done < n_total:
-                # The last two share what is left: blocks are selected for the end of the last one, which
-                # must not be short (see init_batch() in csrc/llama/llama-kv-cache-infllm.cpp).
-                i, n_left = n_done, n_total - n_done
-                n_done += n_left if n_left <= self._n_batch else min(self._n_batch, -(-n_left // 2))
+                pos = p0 + n_done
+                end = ctx.batch_end(pos, p1, ends=not all_logits)
+                i, n_done = n_done, end - p0
                 batch = list(tokens[i:n_done])
 
                 self._has_logits = False
-                self._tokens.extend(batch)
+                ends = ctx.ubatch_ends(pos, p1, ends=not all_logits)
+                self._stored.append(batch, [e for e in ends if e <= end] if n_total > 1 else ())
                 ctx.decode(
                     batch, outputs.ALL if all_logits else outputs.LAST if n_done == n_total else outputs.NONE
                 )
@@ -326,10 +341,14 @@ class Reader:
 
     def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
         self._fit(min(len(tokens) + _N_ANSWER, self._n_ctx), shrink=True)
-        # the last token is always evaluated, for its logits
-        self._truncate(min(_n_common(self._tokens, tokens), len(tokens) - 1))
+        ctx = self._ctx
+        ctx.check_tokens(len(tokens))  # before anything is forgotten
+        n_cached, begin = self._stored.reusable(
+            tokens, ctx.n_end(), lambda p0, p1: ctx.ubatch_ends(p0, p1, ends=True)
+        )
+        self._truncate(n_cached)
         n_cached = len(self._tokens)
-        self._eval(tokens[n_cached:], progress=progress)
+        self._eval(tokens[n_cached:], progress=progress, begin=min(begin, n_cached))
         return n_cached
 
     @property
@@ -391,8 +410,3 @@ class Reader:
         with self._computing():
             self._ctx.set_trace(callback is not None)
             self._trace = callback
-
-
-def _n_common(a: list[int], b: list[int]) -> int:
-    """Length of the longest common beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

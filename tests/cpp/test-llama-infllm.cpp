@@ -654,15 +654,14 @@ TEST_P(InfllmPosition, BatchesOfAnySizeGiveTheSameLogits) {
 
     logits_t expected;
     for (const uint32_t n_batch : { 512u, 64u, 33u, 16u }) {
-        auto ctx = make_infllm(small_params(GetParam()));
+        auto cprm = context_params();
+        cprm.n_batch = n_batch;
+        auto ctx = make_infllm(small_params(GetParam()), cprm);
         ASSERT_TRUE(ctx);
 
         for (uint32_t p0 = 0; p0 < p1;) {
-            uint32_t end = llama_infllm_ubatch_end(ctx.get(), p0, p1);
-            for (uint32_t next = end; next < p1 && (next = llama_infllm_ubatch_end(ctx.get(), next, p1)) - p0 <= n_batch;) {
-                end = next;
-            }
-            // outputs of the last one alone: no text ends before
+            const uint32_t end = llama_infllm_batch_end(ctx.get(), p0, p1, true);
+            ASSERT_LE(end - p0, n_batch);
             llama_batch batch = llama_batch_get_one(const_cast<llama_token *>(text.data()) + p0, int32_t(end - p0));
             std::vector<int8_t> outputs(end - p0, 0);
             outputs.back() = end == p1;

@@ -27,7 +27,7 @@ TEST(TextSplit, QuestionIsAUbatchOfItsOwn) {
     EXPECT_EQ(ends({ 512, 32 }, 0, 1184), (std::vector<uint32_t> { 512, 1024, 1152, 1184 }));
     EXPECT_EQ(ends({ 512,  0 }, 0, 1200), (std::vector<uint32_t> { 512, 1024, 1200 }));
     EXPECT_EQ(ends({ 512, 32 }, 1190, 1200), (std::vector<uint32_t> { 1200 }));
-    EXPECT_EQ(ends({ 16, 32 }, 100, 150), (std::vector<uint32_t> { 112, 118, 134, 150 }));
+    EXPECT_EQ(ends({ 16, 32 }, 100, 150), (std::vector<uint32_t> { 112, 128, 134, 150 }));
 }
 
 TEST(TextSplit, AnyTextIsCoveredByUbatchesOfAtMostTheirSize) {
@@ -41,6 +41,27 @@ TEST(TextSplit, AnyTextIsCoveredByUbatchesOfAtMostTheirSize) {
             ASSERT_LE(end - p, split.n_ubatch);
             p = end;
         }
+    }
+}
+
+// a batch that is split by itself, as the memory does that sees no more of the text, ends its ubatches where the text does
+TEST(TextSplit, BatchesAreSplitAsTheText) {
+    std::mt19937 rng(3);
+    for (int i = 0; i < 5000; ++i) {
+        const text_split split   = { 1 + uint32_t(rng()%300), uint32_t(rng()%64) };
+        const uint32_t   n_batch = split.n_ubatch + rng()%1000;
+        const uint32_t   p1      = 1 + rng()%4000;
+
+        std::vector<uint32_t> all;
+        for (uint32_t p0 = 0; p0 < p1;) {
+            const uint32_t end = split.batch_end(p0, p1, n_batch);
+            ASSERT_GT(end, p0);
+            ASSERT_LE(end - p0, n_batch);
+            const auto part = ends({ split.n_ubatch, end == p1 ? split.n_end : 0 }, p0, end);
+            all.insert(all.end(), part.begin(), part.end());
+            p0 = end;
+        }
+        ASSERT_EQ(all, ends(split, 0, p1)) << split.n_ubatch << " " << split.n_end << " " << n_batch;
     }
 }
 
