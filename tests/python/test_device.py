@@ -113,8 +113,8 @@ def test_layers_split_across_two_devices(
         per_layer = stats.bytes_resident // stats.n_layer
         per_search = stats.bytes_repr // (stats.n_layer // 3)  # every third layer has representative keys
     for server, n_layer, n_search in zip(servers, (7, 2), (3, 0), strict=True):
-        n_bytes = n_layer * per_layer + n_search * per_search
-        assert any(n_bytes <= n <= n_bytes + 4096 for n in server.buffer_sizes())
+        for n_bytes in (n_layer * per_layer, n_search * per_search):
+            assert n_bytes == 0 or any(n_bytes <= n <= n_bytes + 4096 for n in server.buffer_sizes())
 
 
 def test_a_sequence_that_shrinks_and_grows(
@@ -158,9 +158,10 @@ def test_device_memory_is_bounded(start_server: StartServer, tiny_path: Path) ->
     kv_bytes = stats.bytes_resident + stats.bytes_repr
     assert formula <= kv_bytes <= formula + padding
 
-    # what the device has allocated: the weights, these, and buffers for computing, but nothing that grows
+    # what the device has allocated: the weights, these, buffers for computing, and nothing else that grows
     sizes = server.buffer_sizes()
-    assert any(kv_bytes <= n <= kv_bytes + 4096 for n in sizes)
+    for n_bytes in (stats.bytes_resident, stats.bytes_repr):
+        assert any(n_bytes <= n <= n_bytes + 4096 for n in sizes)
     full_size = 33024 * n_layer * bytes_k_and_v
     assert all(n < full_size / 2 for n in sizes if not model_bytes <= n <= 1.1 * model_bytes)
     assert resident_sets[32768] <= 1.02 * resident_sets[8192]

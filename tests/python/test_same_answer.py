@@ -1,4 +1,4 @@
-"""The same call gives the same answer, bit for bit: again, after other calls, after an interrupt, with any n_batch."""
+"""The same call gives the same answer, bit for bit: again, after others, interrupted, with any n_batch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def document(llm: Llama) -> list[int]:
 
 
 class Call:
-    """A prompt, and what it gave: logits of the prompt and of some tokens after it, and the blocks selected for them."""
+    """A prompt, and what it gives: logits after it and after further tokens, and the blocks selected."""
 
     def __init__(self, prompt: list[int]) -> None:
         self.prompt = prompt

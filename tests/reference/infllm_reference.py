@@ -67,8 +67,9 @@ class Switches:
         What a block is compared with. ``"mean"``: the mean query of the chunk. ``"best"``: mean queries of
         sub-chunks of ``n_score`` tokens; the best product counts.
     attend : {"topk", "resident"}
-        Blocks attended. ``"topk"``: those selected. ``"resident"``: the ``max_cached_blocks`` in slots, which
-        are replaced least recently used first; nothing is left out while all tokens fit the resident buffer.
+        Blocks attended. ``"topk"``: those selected. ``"resident"``: the ``max_cached_blocks`` in slots. For a
+        chunk these are filled anew, with those selected and the newest others; for a single token blocks are
+        replaced least recently used first. Nothing is left out while all tokens fit the resident buffer.
     position : {"paper", "true", "slots"}
         ``"paper"``: all tokens outside the local window are at distance ``n_local`` (the authors' code has
         ``n_local - 1``). ``"true"``: every token keeps its position. ``"slots"``: a block has the positions
@@ -246,7 +247,7 @@ def best(scores: Floats, n: int) -> Ints:
 
 @dataclass
 class Slots:
-    """Blocks in slots, replaced least recently used first."""
+    """Blocks in slots."""
 
     blocks: list[int]
     used: list[int]
@@ -256,7 +257,15 @@ class Slots:
     def first(cls, n: int) -> Slots:
         return cls(list(range(n)), list(range(n)), n)
 
+    def place(self, selected: Sequence[int], n_block: int) -> None:
+        """For a chunk: by what is selected alone, in the order of the text."""
+        others = [block for block in reversed(range(n_block)) if block not in selected]
+        self.blocks = sorted([*selected, *others[: len(self.blocks) - len(selected)]])
+        self.used = [2 if block in selected else 1 for block in self.blocks]
+        self.now = 3
+
     def update(self, selected: Sequence[int]) -> None:
+        """For a single token: replaced least recently used first."""
         for block in selected:
             if block in self.blocks:
                 self.used[self.blocks.index(block)] = self.now
@@ -396,8 +405,11 @@ class LayerMemory:
         selected = best(scores, b.topk).tolist()
         if self.slots is None:
             self.slots = Slots.first(self.n_slot)
-        self.slots.update(selected)
-        if self.switches.position == "slots" and p1 - self.shift * b.block_size > self.n_cells():
+        if p1 - p0 > 1:
+            self.slots.place(selected, n_block)
+        else:
+            self.slots.update(selected)
+        if p1 - p0 > 1 or p1 - self.shift * b.block_size > self.n_cells():
             self.shift = n_block - self.n_slot
         return selected, scores
 
