@@ -74,7 +74,7 @@ class Call:
             llm.eval([token])
             logits.append(llm.logits)
         llm.set_trace(None)
-        return np.array(logits), [e.selected.tolist() for e in events[n_question - 9 :]]
+        return np.array(logits), [e.selected.tolist() for e in events[n_question - N_LAYER :]]
 
 
 def assert_same(
