@@ -169,7 +169,7 @@ def simulate(
 
     As in the memory, the first blocks of the text are in the slots at the beginning, and the blocks of a
     selection that are resident are used before others are replaced. So LRU with the slots of the run that was
-    recorded is that run while it decodes; for ubatches of several tokens the memory fills its slots anew. Other
+    recorded is that run while it decodes; for several tokens at once the memory fills its slots anew. Other
     policies may replace a block selected in the same step; the memory would not.
 
     Parameters

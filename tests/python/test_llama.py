@@ -363,7 +363,7 @@ def test_a_context_takes_over_the_state_of_another(model_path: Path) -> None:
     ):
         a.eval(a.tokenize("The capital of France is"))
         b._ctx.copy_state_from(a._ctx)
-        b._tokens = a.tokens
+        b._stored.append(a.tokens)
         for llm in (a, b):
             llm.truncate(llm.n_tokens - 1)
             llm.eval(a.tokenize(" is", add_bos=False))
