@@ -45,7 +45,9 @@ void llama_infllm_check_device(
         check(ggml_get_rows(ctx, cells(l.k), ggml_new_tensor_1d(ctx, GGML_TYPE_I32, n_ubatch)), "gather keys");
         check(ggml_sub(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F32, l.mean->ne[0], 2), cells(l.mean)), "centre keys");
     }
-    if (l.repr) {
-        check(ggml_mul_mat(ctx, cells(l.repr), ggml_new_tensor_2d(ctx, GGML_TYPE_F32, l.repr->ne[0], 2)), "score blocks");
+    if (l.search) {
+        const int64_t n_embd = int64_t(l.n_embd_head_k)*l.n_head_repr;
+        check(ggml_mul_mat(ctx, ggml_new_tensor_2d(ctx, GGML_TYPE_F16, n_embd, 64),
+                    ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_embd, 2)), "score blocks");
     }
 }
