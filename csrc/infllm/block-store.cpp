@@ -80,6 +80,17 @@ int32_t block_store::alloc() {
     return id;
 }
 
+void block_store::replace(const std::function<uint8_t *(uint8_t *)> & f) {
+    for (auto & b : blocks) {
+        if (b.data) {
+            b.data = f(b.data);
+        }
+    }
+    for (auto *& data : reserved) {
+        data = f(data);
+    }
+}
+
 void block_store::ref(int32_t id) {
     assert(blocks[id].n_ref > 0);
     blocks[id].n_ref++;

@@ -37,6 +37,9 @@ public:
     void ref  (int32_t id);
     void unref(int32_t id); // the last reference gives the memory back
 
+    // give all memory to f, which returns what takes its place: the same, or other memory of the allocator with the same bytes
+    void replace(const std::function<uint8_t *(uint8_t *)> & f);
+
     uint8_t       * data(int32_t id)       { return blocks[id].data; }
     const uint8_t * data(int32_t id) const { return blocks[id].data; }
 

@@ -50,11 +50,14 @@ struct page_op {
     bool                again; // select what the layer before has selected
 };
 
-// whether the code in pager.h can handle such a layer
-inline bool pager_supports(const pager_layer & l) {
+// why the code in pager.h cannot handle such a layer, nullptr if it can
+inline const char * pager_refuses(const pager_layer & l) {
     const uint64_t max_scratch = 36*1024; // of the 48 KiB that every CUDA device has, less page_scratch
-    return l.n_embd_head_k <= PAGER_MAX_HEAD && (l.type_k == KV_F16 || l.n_embd_head_k%32 == 0) &&
-        page_scratch::size(l) <= max_scratch && store_scratch::size(l) <= max_scratch && l.repr_topk <= l.cells.block_size;
+    return l.n_embd_head_k > PAGER_MAX_HEAD                    ? "heads have more than 256 values" :
+           l.type_k != KV_F16 && l.n_embd_head_k%32 != 0       ? "heads with quantised K are not a multiple of 32 values" :
+           page_scratch::size(l) > max_scratch                 ? "topk and max_cached_blocks are too large for its shared memory" :
+           store_scratch::size(l) > max_scratch                ? "keys of a token and n_repr are too large for its shared memory" :
+                                                                 nullptr;
 }
 
 // where a block's queries end (see representatives.h)

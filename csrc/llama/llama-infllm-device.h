@@ -3,7 +3,7 @@
 #include "llama-kv-cache-infllm.h"
 
 // Throws unless the device can do all that reads or writes a resident buffer and its representative keys, which is computed
-// where they are (see llama_infllm_pin_attn). l has its tensors, not yet allocated.
+// where they are (see llama_infllm_pin_attn). l has its tensors but for those, not yet allocated.
 //   attn_soft_cap  of the model, 0: none
 //   sinks          of the layer, or nullptr
 void llama_infllm_check_device(

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 
 using namespace infllm;
 
@@ -25,7 +26,10 @@ llama_infllm_pagers::llama_infllm_pagers(uint32_t n_seq, uint64_t pinned_max_byt
 }
 
 llama_infllm_pagers::~llama_infllm_pagers() {
-    clear();
+    destroy(pagers);
+    if (blocks) {
+        shared->free(blocks);
+    }
 }
 
 void llama_infllm_pagers::destroy(std::vector<pager *> & group) {
@@ -35,25 +39,20 @@ void llama_infllm_pagers::destroy(std::vector<pager *> & group) {
     group.clear();
 }
 
-void llama_infllm_pagers::clear() {
-    destroy(pagers);
-    if (blocks) {
-        shared->free(blocks);
-    }
-    blocks = nullptr;
-    layers.clear();
-}
-
-bool llama_infllm_pagers::add_layer(
+std::string llama_infllm_pagers::add_layer(
         const pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
         const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, bool search, ggml_tensor * mean,
         int32_t rope, uint32_t n_sub_max) {
     const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
 
-    // Memory is shared in one way: layers on devices of another kind are left to the host. So are those that would follow a
-    // layer's selection, where there is none before them.
-    if (!pager_supports(shape) || (shared && shared != &api) || (!search && other == layers.end())) {
-        return false;
+    if (const char * why = pager_refuses(shape)) {
+        return why;
+    }
+    if (shared && shared != &api) { // memory is shared in one way
+        return "other layers are on a device of another kind";
+    }
+    if (!search && other == layers.end()) {
+        return "no layer before it has a selection that it can follow";
     }
     shared = &api;
 
@@ -87,7 +86,7 @@ bool llama_infllm_pagers::add_layer(
     }
 
     layers.push_back(l);
-    return true;
+    return "";
 }
 
 static void set_rotations(ggml_tensor * t, const std::vector<rotation> & rots) {
@@ -210,19 +209,48 @@ page_op * llama_infllm_pagers::op(uint32_t idx, bool again) {
     return !l ? nullptr : again ? &l->op_again : &l->op;
 }
 
+void * llama_infllm_pagers::alloc_pinned(size_t size) {
+    const bool limited = pinned_max > 0 && pinned_bytes + size > pinned_max;
+
+    void * ptr = limited ? nullptr : shared->alloc(size);
+    if (!ptr) {
+        is_limited = limited;
+        return nullptr;
+    }
+    pinned[ptr]   = size;
+    pinned_bytes += size;
+    return ptr;
+}
+
 void * llama_infllm_pagers::alloc(size_t size) {
-    if (pinned_max == 0 || pinned_bytes + size <= pinned_max) {
-        if (void * ptr = shared->alloc(size)) {
-            pinned[ptr]   = size;
-            pinned_bytes += size;
-            return ptr;
-        }
+    if (void * ptr = alloc_pinned(size)) {
+        return ptr;
     }
     void * ptr = std::malloc(size);
     if (ptr) {
         pageable.insert(ptr);
     }
     return ptr;
+}
+
+void * llama_infllm_pagers::pin(void * ptr, size_t size) {
+    if (pageable.count(ptr) == 0) {
+        return ptr;
+    }
+    void * res = alloc_pinned(size);
+    if (res) {
+        std::memcpy(res, ptr, size);
+        this->free(ptr);
+    }
+    return res;
+}
+
+std::string llama_infllm_pagers::why_pageable() const {
+    if (pageable.empty()) {
+        return "";
+    }
+    return is_limited ? ::format("pinned_max_bytes = %.1f MiB is reached", pinned_max/1024.0/1024.0)
+                      : ::format("no more than %.1f MiB of memory can be pinned", pinned_bytes/1024.0/1024.0);
 }
 
 void llama_infllm_pagers::free(void * ptr) {

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <string>
 #include <unordered_set>
 #include <vector>
 
@@ -26,10 +27,11 @@ public:
     llama_infllm_pagers(const llama_infllm_pagers &)             = delete;
     llama_infllm_pagers & operator=(const llama_infllm_pagers &) = delete;
 
-    // Make the tensors of a layer in ctx; shape has all but its pointers. false: it cannot be paged by its device.
+    // Make the tensors of a layer in ctx; shape has all but its pointers. Returns why it cannot be paged by its device, "" if
+    // it can.
     //   rope       index of its RoPE, -1: none
     //   n_sub_max  sub-chunks of a ubatch
-    bool add_layer(const infllm::pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
+    std::string add_layer(const infllm::pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
             const infllm::pager_layer & shape, ggml_tensor * k, ggml_tensor * v, bool search, ggml_tensor * mean,
             int32_t rope, uint32_t n_sub_max);
 
@@ -44,19 +46,21 @@ public:
     void make_blocks(ggml_context * ctx, uint32_t idx, uint32_t n_block);
     bool set_blocks (uint32_t n_block, const std::function<ggml_tensor * (uint32_t idx)> & repr, const std::vector<uint32_t> & n_stored);
 
-    void clear(); // no layer is paged by its device
-
-    bool empty() const { return layers.empty(); }
+    bool     empty()       const { return layers.empty(); }
+    uint32_t get_n_block() const { return n_block; }
 
     // how layer idx is paged; nullptr: by the host
     const infllm::pager_api * api(uint32_t idx) const { return find(idx) ? shared : nullptr; }
     infllm::page_op         * op (uint32_t idx, bool again);
 
     // memory for the store, which devices must be able to read; what cannot be pinned is given all the same, and then
-    // is_pinned() is false: the host has to take over
-    void * alloc(size_t size);
-    void   free (void * ptr);
-    bool   is_pinned() const { return pageable.empty(); }
+    // why_pageable() says why: the host has to take over
+    void *      alloc(size_t size);
+    void        free (void * ptr);
+    std::string why_pageable() const;
+
+    // ptr, if it is pinned; else pinned memory with the same bytes in its place, nullptr if there still is none
+    void * pin(void * ptr, size_t size);
 
     void set_block(uint32_t seq, uint32_t block, const uint8_t * data);
 
@@ -99,6 +103,8 @@ private:
 
     void destroy(std::vector<infllm::pager *> & group);
 
+    void * alloc_pinned(size_t size); // nullptr if there is none
+
     const layer * find(uint32_t idx) const;
     layer       * find(uint32_t idx);
 
@@ -115,6 +121,7 @@ private:
     const uint8_t ** blocks      = nullptr; // [n_seq][n_block]
 
     uint64_t                   pinned_bytes = 0;
+    bool                       is_limited   = false; // memory that was not pinned would have passed pinned_max
     std::unordered_set<void *> pageable;
     std::map<void *, size_t>   pinned;
 };

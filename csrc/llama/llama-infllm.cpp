@@ -10,6 +10,7 @@
 #include "../infllm/text-split.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <sstream>
@@ -472,6 +473,11 @@ bool llama_infllm_check_tokens(const llama_context * ctx, llama_seq_id seq_id, u
 bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {
     const auto * mem = get_mem(ctx);
     return mem && mem->get_stats(il, *stats);
+}
+
+int32_t llama_infllm_paging_reason(const llama_context * ctx, int32_t il, char * buf, size_t buf_size) {
+    const auto * mem = get_mem(ctx);
+    return mem ? snprintf(buf, buf_size, "%s", mem->get_paging_reason(il).c_str()) : -1;
 }
 
 void llama_infllm_reset_stats(llama_context * ctx) {

@@ -96,6 +96,8 @@ struct llama_infllm_stats {
     uint64_t n_selected;        // blocks selected
     uint64_t n_hit;             // of which already resident
     uint64_t n_page_in;         // of which paged in (n_selected = n_hit + n_page_in)
+    uint32_t n_layer_pager;     // layers on devices that have a pager, where paging = host does not say otherwise
+    uint32_t n_layer_device;    // of which these page now; the host pages all other layers
 };
 
 struct llama_infllm_trace_event {
@@ -169,6 +171,11 @@ LLAMA_API bool llama_infllm_check_tokens(const struct llama_context * ctx, llama
 // may be called from another thread while the context computes; devices that page bring their counters up to date at
 // llama_synchronize()
 LLAMA_API bool llama_infllm_get_stats(const struct llama_context * ctx, int32_t il, struct llama_infllm_stats * stats);
+
+// Why the host pages layer il, or any layer (il < 0), that is on a device: one sentence, written to buf as snprintf() does, ""
+// where the devices page, or where there are none. May end, as stats tell: blocks that could not be pinned do when they are
+// removed. Returns the length of the sentence, -1 if the context has no InfLLM memory
+LLAMA_API int32_t llama_infllm_paging_reason(const struct llama_context * ctx, int32_t il, char * buf, size_t buf_size);
 
 LLAMA_API void llama_infllm_reset_stats(struct llama_context * ctx);
 

@@ -135,8 +135,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         ggml_format_name(l.v, "infllm_v_l%d", il);
         // the host, and each device that pages, do not know what the others' layers agree on: the first of theirs must search
         const bool force  = prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE;
-        const bool alone  = prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && llama_infllm_pagers::find_api(buft, force);
-        const bool first  = paged_by.insert(alone ? buft : nullptr).second;
+        const auto * api  = prm.infllm.paging == LLAMA_INFLLM_PAGING_HOST ? nullptr : llama_infllm_pagers::find_api(buft, force);
+        const bool first  = paged_by.insert(api ? buft : nullptr).second;
         l.search = can_page() && (searches(l.idx) || first);
         if (l.search && by_keys()) {
             l.mean = ggml_new_tensor_3d(ctx.get(), GGML_TYPE_F32, n_embd_k, 1, prm.n_seq_max);
@@ -175,11 +175,12 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         l.n_sum  = published() ? l.n_head*cells.block_size : sums_queries() ? n_embd_k : 0;
         block_bytes += l.size();
 
-        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && !published() && !add_pager_layer(ctx.get(), buft, l, l.search) &&
-                prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
-            throw std::runtime_error(::format("paging = device, but %s cannot page by itself layers of this shape with K %s and "
-                    "V %s, or other layers are on a device of another kind: use paging = host, or auto", ggml_backend_buft_name(buft), ggml_type_name(prm.type_k),
-                    ggml_type_name(prm.type_v)));
+        paging.push_back({ can_page() && api, "" });
+        if (can_page() && prm.infllm.paging != LLAMA_INFLLM_PAGING_HOST && (api || !ggml_backend_buft_is_host(buft))) {
+            paging.back().why_host = add_pager_layer(ctx.get(), dev, api, l, l.search);
+        }
+        if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE && !paging.back().why_host.empty()) {
+            throw std::runtime_error("paging = device, but " + paging.back().why_host + ": use paging = host, or auto");
         }
 
         map_layer_ids[il] = layers.size();
@@ -202,37 +203,6 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     }
 
     seqs.resize(prm.n_seq_max);
-
-    const bool has_pagers = !pagers->empty();
-    if (!hparams.no_alloc) {
-        pagers->start(block_bytes,
-                [this](int32_t i) -> const auto & { return ropes[i].block.low;  },
-                [this](int32_t i) -> const auto & { return ropes[i].block.high; },
-                [this](int32_t i) -> const auto & { return ropes[i].undo;       });
-    }
-    if (can_page() && !grow(std::min(n_block_max, N_BLOCK_FIRST))) {
-        throw std::runtime_error("failed to allocate the representative keys: lower n_repr or n_seq_max");
-    }
-    if (has_pagers && pagers->empty()) {
-        if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE) {
-            throw std::runtime_error("paging = device, but host and device have no memory to share, or too little of it, or "
-                    "share the layers between them: use paging = host, or auto");
-        }
-        LLAMA_LOG_WARN("%s: host and device have no memory to share, or too little of it, or share the layers between them: "
-                "the host pages, which is slower\n", __func__);
-    }
-
-    if (pagers->empty()) {
-        pagers.reset();
-        store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes);
-    } else {
-        // the store outlives the use of the pagers, but not the object
-        store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes, infllm::block_store::allocator {
-            [p = pagers.get()](size_t size) { return p->alloc(size); },
-            [p = pagers.get()](void * ptr)  { p->free(ptr); },
-        });
-    }
-
     for (auto & seq : seqs) {
         if (can_page()) {
             seq.slots.assign(layers.size(), infllm::slot_table(cells.n_slot));
@@ -248,26 +218,56 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
     seq_tokens.resize(seqs.size());
     seq_blocks.resize(seqs.size());
 
+    if (!hparams.no_alloc) {
+        pagers->start(block_bytes,
+                [this](int32_t i) -> const auto & { return ropes[i].block.low;  },
+                [this](int32_t i) -> const auto & { return ropes[i].block.high; },
+                [this](int32_t i) -> const auto & { return ropes[i].undo;       });
+    }
+    if (can_page() && !grow(std::min(n_block_max, N_BLOCK_FIRST))) {
+        throw std::runtime_error("failed to allocate the representative keys: lower n_repr or n_seq_max");
+    }
+    if (prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE && !why_host.empty()) {
+        throw std::runtime_error("paging = device, but " + why_host + ": use paging = host, or auto");
+    }
+
+    if (pagers->empty()) {
+        pagers.reset();
+        store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes);
+    } else {
+        // the store outlives the use of the pagers, but not the object
+        store = std::make_unique<infllm::block_store>(block_bytes, prm.infllm.store_max_bytes, infllm::block_store::allocator {
+            [p = pagers.get()](size_t size) { return p->alloc(size); },
+            [p = pagers.get()](void * ptr)  { p->free(ptr); },
+        });
+    }
+
     LLAMA_LOG_INFO("%s: n_init = %u, n_local = %u, block_size = %u, topk = %u, max_cached_blocks = %u, repr_topk = %u, "
             "position = %s, %u cells, %zu layers, %u seqs, paged by the %s\n", __func__,
             prm.infllm.n_init, prm.infllm.n_local, prm.infllm.block_size, prm.infllm.topk, prm.infllm.max_cached_blocks,
             prm.infllm.repr_topk, remap ? "infllm" : "true", n_cells_alloc, layers.size(), prm.n_seq_max,
-            pagers ? "device" : "host");
+            has_pagers() ? "device" : "host");
+    if (const std::string why = get_paging_reason(-1); !why.empty()) {
+        LLAMA_LOG_WARN("%s: %s: the host pages, which is slower\n", __func__, why.c_str());
+    }
 }
 
-bool llama_kv_cache_infllm::add_pager_layer(
-        ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l, bool search) {
-    const auto * api = llama_infllm_pagers::find_api(buft, prm.infllm.paging == LLAMA_INFLLM_PAGING_DEVICE);
+std::string llama_kv_cache_infllm::add_pager_layer(
+        ggml_context * ctx, ggml_backend_dev_t dev, const infllm::pager_api * api, const layer & l, bool search) {
+    const std::string device = std::string("device ") + ggml_backend_dev_name(dev);
+    if (!api) {
+        return device + " has no pager of its own";
+    }
+    if (published()) {
+        return "scores = published, which the host computes";
+    }
 
     infllm::pager_layer shape = {};
     switch (l.k->type) {
         case GGML_TYPE_F16:  shape.type_k = infllm::KV_F16;  break;
         case GGML_TYPE_Q8_0: shape.type_k = infllm::KV_Q8_0; break;
         case GGML_TYPE_Q4_0: shape.type_k = infllm::KV_Q4_0; break;
-        default:             return false;
-    }
-    if (!api) {
-        return false;
+        default:             return device + " pages K of type f16, q8_0 or q4_0, not " + ggml_type_name(l.k->type);
     }
 
     shape.cells         = cells;
@@ -286,8 +286,9 @@ bool llama_kv_cache_infllm::add_pager_layer(
     shape.row_v         = l.v->nb[1];
     shape.offset        = l.offset;
 
-    return pagers->add_layer(*api, ctx, buft, l.idx, shape, l.k, l.v, search, l.mean, l.rope,
-            std::max(get_n_sub(prm.n_ubatch), get_n_sub(std::min(prm.n_ubatch, n_end()))));
+    const std::string why = pagers->add_layer(*api, ctx, ggml_backend_dev_buffer_type(dev), l.idx, shape, l.k, l.v, search, l.mean,
+            l.rope, std::max(get_n_sub(prm.n_ubatch), get_n_sub(std::min(prm.n_ubatch, n_end()))));
+    return why.empty() ? "" : device + " cannot page this model: " + why;
 }
 
 std::vector<uint32_t> llama_kv_cache_infllm::sub_lengths(uint32_t n_tokens) const {
@@ -319,7 +320,8 @@ bool llama_kv_cache_infllm::grow(uint32_t n_block) {
     context_map                ctx_map;
     std::vector<ggml_tensor *> reprs(layers.size());
     for (const auto & l : layers) {
-        if (!l.search && !get_pager_api(l)) {
+        const bool paged = pagers && pagers->api(l.idx); // now, or again
+        if (!l.search && !paged) {
             continue;
         }
         auto & ctx = ctx_map[ggml_backend_buffer_get_type(l.k->buffer)];
@@ -331,7 +333,7 @@ bool llama_kv_cache_infllm::grow(uint32_t n_block) {
                     int64_t(prm.infllm.n_repr)*n_block, prm.n_seq_max);
             ggml_format_name(reprs[l.idx], "infllm_repr_l%d", l.il);
         }
-        if (get_pager_api(l)) {
+        if (paged) {
             pagers->make_blocks(ctx.get(), l.idx, n_block);
         }
     }
@@ -350,12 +352,10 @@ bool llama_kv_cache_infllm::grow(uint32_t n_block) {
     for (const auto & seq : seqs) {
         n_stored.push_back(seq.n_offload());
     }
-    if (pagers && !pagers->empty() && !model.hparams.no_alloc && !pagers->set_blocks(n_block, [&](uint32_t idx) { return reprs[idx]; }, n_stored)) {
-        if (n_block_cap > 0) {
-            drop_pagers("host and device have no more memory to share");
-        } else {
-            pagers->clear();
-        }
+    // while the host pages, page_by_devices() does this
+    const bool paged = has_pagers() && !pagers->empty() && !model.hparams.no_alloc;
+    if (paged && !pagers->set_blocks(n_block, [&](uint32_t idx) { return reprs[idx]; }, n_stored)) {
+        page_by_host("host and device have too little memory to share, or share the layers between them");
     }
 
     for (auto & l : layers) {
@@ -534,6 +534,7 @@ void llama_kv_cache_infllm::clear(bool data) {
             }
         }
     }
+    update_paging();
     update_gauges();
 }
 
@@ -560,6 +561,7 @@ bool llama_kv_cache_infllm::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
             truncate(s, n0);
         }
     }
+    update_paging();
     update_gauges();
 
     return true;
@@ -591,7 +593,7 @@ void llama_kv_cache_infllm::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_
 
     // stored blocks never change, so both sequences can refer to them
     seqs[seq_id_dst] = seqs[seq_id_src];
-    if (pagers) {
+    if (has_pagers()) {
         pagers->copy_seq(seq_id_src, seq_id_dst, seqs[seq_id_src].n_offload());
     }
     for (const int32_t id : seqs[seq_id_dst].blocks) {
@@ -601,6 +603,7 @@ void llama_kv_cache_infllm::seq_cp(llama_seq_id seq_id_src, llama_seq_id seq_id_
     if (p1 >= 0 && uint32_t(p1) < seqs[seq_id_dst].n_tokens) {
         truncate(seq_id_dst, p1);
     }
+    update_paging();
     update_gauges();
 }
 
@@ -610,6 +613,7 @@ void llama_kv_cache_infllm::seq_keep(llama_seq_id seq_id) {
             reset(s);
         }
     }
+    update_paging();
     update_gauges();
 }
 
@@ -701,9 +705,22 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
         res.n_selected     += c.n_selected;
         res.n_hit          += c.n_selected - c.n_page_in;
         res.n_page_in      += c.n_page_in;
+        res.n_layer_pager  += paging[l.idx].has_pager;
+        res.n_layer_device += get_pager_api(l) != nullptr;
     }
 
     return true;
+}
+
+std::string llama_kv_cache_infllm::get_paging_reason(int32_t il) const {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (const auto & l : layers) {
+        if ((il < 0 || l.il == il) && !paging[l.idx].why_host.empty()) {
+            return paging[l.idx].why_host;
+        }
+    }
+    const auto it = map_layer_ids.find(il);
+    return il < 0 || (it != map_layer_ids.end() && paging[it->second].has_pager) ? why_host : "";
 }
 
 llama_kv_cache_infllm::counters llama_kv_cache_infllm::get_counters(const layer & l) const {
@@ -727,11 +744,11 @@ void llama_kv_cache_infllm::reset_stats() {
 }
 
 void llama_kv_cache_infllm::set_trace(llama_infllm_trace_callback callback, void * user_data) {
-    if (callback && pagers) {
-        drop_pagers("scores are traced on the host");
-    }
     trace           = callback;
     trace_user_data = user_data;
+
+    can_end = true;
+    update_paging();
 }
 
 void llama_kv_cache_infllm::set_scores(llama_infllm_score_callback callback, void * user_data) {
@@ -887,9 +904,7 @@ void llama_kv_cache_infllm::begin_ubatch(const ubatch_info & info) {
     const uint32_t p0 = cur.p0;
     const uint32_t p1 = cur.p0 + cur.n_tokens;
 
-    if (pagers && !pagers->is_pinned()) {
-        drop_pagers("no more memory can be pinned for the device, or pinned_max_bytes is reached");
-    }
+    update_paging();
     if (can_page()) {
         offload(cur.seq_id, cells.n_offload(p0, p1));
 
@@ -963,7 +978,7 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
         GGML_ASSERT(id != infllm::block_store::NONE);
         seq.blocks.push_back(id);
         data.push_back(store->data(id));
-        if (pagers) {
+        if (has_pagers()) {
             pagers->set_block(seq_id, b, data.back());
         }
         for (const auto & l : layers) {
@@ -972,7 +987,7 @@ void llama_kv_cache_infllm::offload(llama_seq_id seq_id, uint32_t n_offload) {
             }
         }
     }
-    if (pagers) {
+    if (has_pagers()) {
         pagers->store({ uint32_t(seq_id), block0, uint32_t(data.size()), seq.n_tokens, data.data() });
     }
     if (block0 == 0 && by_keys()) {
@@ -1087,6 +1102,7 @@ void llama_kv_cache_infllm::truncate(llama_seq_id seq_id, uint32_t n_tokens) {
         for (uint32_t b = n_offload; b < n_old; ++b) {
             store->unref(seq.blocks[b]);
         }
+        can_end = true;
         seq.blocks.resize(n_offload);
 
         // blocks that are in the ring again must not be attended twice; every slot holds a block, so fill up
@@ -1125,6 +1141,7 @@ void llama_kv_cache_infllm::reset(llama_seq_id seq_id) {
     for (auto & slots : seq.slots) {
         slots.clear();
     }
+    can_end = true;
     seq.blocks.clear();
     seq.n_tokens = 0;
     seq.shift    = 0;
@@ -1297,19 +1314,74 @@ void llama_kv_cache_infllm::push_state(llama_seq_id seq_id) {
     }
 }
 
-void llama_kv_cache_infllm::drop_pagers(const std::string & why) {
-    LLAMA_LOG_WARN("%s: %s: from now on the host pages, which is slower\n", __func__, why.c_str());
+void llama_kv_cache_infllm::update_paging() {
+    if (!pagers) {
+        return;
+    }
+    if (can_end && !pagers->why_pageable().empty()) {
+        synchronize();
+        bool is_left = true;
+        store->replace([&](uint8_t * data) {
+            auto * res = is_left ? static_cast<uint8_t *>(pagers->pin(data, store->block_bytes())) : nullptr;
+            is_left = res != nullptr;
+            return is_left ? res : data;
+        });
+    }
 
-    synchronize();
-    for (size_t s = 0; s < seqs.size(); ++s) {
-        pull_state(s);
+    const std::string why = trace ? "scores are traced, which the host does" : pagers->why_pageable();
+    if (!why.empty()) {
+        page_by_host(why);
+    } else if (can_end && !has_pagers()) {
+        page_by_devices();
+    }
+    can_end = false;
+}
+
+void llama_kv_cache_infllm::page_by_host(const std::string & why) {
+    if (has_pagers()) {
+        LLAMA_LOG_WARN("%s: %s: for now the host pages, which is slower\n", __func__, why.c_str());
+
+        synchronize();
+        for (size_t s = 0; s < seqs.size(); ++s) {
+            pull_state(s);
+        }
     }
 
     std::lock_guard<std::mutex> lock(mutex);
-    for (const auto & l : layers) {
-        stats[l.idx] = get_counters(l);
+    if (has_pagers()) {
+        for (const auto & l : layers) {
+            stats[l.idx] = get_counters(l);
+        }
+        pagers->reset_stats();
     }
-    old_pagers = std::move(pagers);
+    why_host = why;
+}
+
+bool llama_kv_cache_infllm::page_by_devices() {
+    synchronize();
+
+    // they know nothing of what was stored since, and representative keys may have grown
+    const auto repr = [&](uint32_t idx) { return layers[idx].repr; };
+    if (pagers->get_n_block() != n_block_cap && !pagers->set_blocks(n_block_cap, repr, std::vector<uint32_t>(seqs.size(), 0))) {
+        return false;
+    }
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        for (uint32_t b = 0; b < seqs[s].n_offload(); ++b) {
+            pagers->set_block(s, b, store->data(seqs[s].blocks[b]));
+        }
+        pagers->store({ uint32_t(s), seqs[s].n_offload(), 0, 0, nullptr });
+    }
+
+    {
+        std::lock_guard<std::mutex> lock(mutex);
+        why_host.clear();
+    }
+    for (size_t s = 0; s < seqs.size(); ++s) {
+        push_state(s);
+    }
+    LLAMA_LOG_WARN("%s: devices page again\n", __func__);
+
+    return true;
 }
 
 //

@@ -96,6 +96,9 @@ public:
     bool get_stats(int32_t il, llama_infllm_stats & stats) const;
     void reset_stats();
 
+    // why the host pages a layer, or any of them (il < 0), that is on a device; "": it does not, or was asked to
+    std::string get_paging_reason(int32_t il) const;
+
     // why a sequence cannot hold so many tokens in all, by what there is now; empty: it can
     std::string check_tokens(llama_seq_id seq_id, uint32_t n_tokens) const;
 
@@ -165,12 +168,13 @@ public:
     void set_sched(ggml_backend_sched_t sched_cur) { sched = sched_cur; }
 
     // the page op of layers whose device pages by itself, else nullptr
-    const infllm::pager_api * get_pager_api(const layer & l) const { return pagers ? pagers->api(l.idx) : nullptr; }
+    const infllm::pager_api * get_pager_api(const layer & l) const { return has_pagers() ? pagers->api(l.idx) : nullptr; }
     infllm::page_op         * get_page_op  (const layer & l, bool again) const {
-        return pagers ? pagers->op(l.idx, again) : nullptr;
+        return has_pagers() ? pagers->op(l.idx, again) : nullptr;
     }
 
-    bool has_pagers() const { return pagers != nullptr; }
+    // whether devices page now
+    bool has_pagers() const { return pagers && why_host.empty(); }
 
     // whether the attention that each token gets is to be summed up
     bool published() const { return prm.infllm.scores == LLAMA_INFLLM_SCORES_PUBLISHED; }
@@ -271,8 +275,17 @@ private:
     std::vector<rope_table> ropes;
     std::vector<sequence>   seqs;
 
-    std::unique_ptr<llama_infllm_pagers> pagers;     // nullptr if there are none
-    std::unique_ptr<llama_infllm_pagers> old_pagers; // dropped, but their memory is still in the store
+    std::unique_ptr<llama_infllm_pagers> pagers; // nullptr if there are none
+
+    // who pages a layer
+    struct layer_paging {
+        bool        has_pager; // its device has one
+        std::string why_host;  // but never pages this layer; "": it does, or was not asked to
+    };
+    std::vector<layer_paging> paging; // [n_layer]
+
+    std::string why_host;        // the host pages for all layers now; "": it does not
+    bool        can_end = false; // what kept the devices from paging may have come to an end
 
     std::unique_ptr<infllm::block_store> store;
 
@@ -333,8 +346,8 @@ private:
 
     void update_gauges();
 
-    // false: the layer cannot be paged by its device
-    bool add_pager_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, const layer & l, bool search);
+    // returns why the layer cannot be paged by its device, "" if it can
+    std::string add_pager_layer(ggml_context * ctx, ggml_backend_dev_t dev, const infllm::pager_api * api, const layer & l, bool search);
 
     // state of the layers whose devices page, to the host's tables and back
     void pull_state(llama_seq_id seq_id);
@@ -343,8 +356,11 @@ private:
     // counters of a layer, with those that its device keeps
     counters get_counters(const layer & l) const;
 
-    // from now on the host pages for all layers
-    void drop_pagers(const std::string & why);
+    // Who pages from now on: the devices, unless something keeps them from it, and again when that has ended. Both sides go on
+    // from the same state.
+    void update_paging();
+    void page_by_host(const std::string & why);
+    bool page_by_devices(); // false: there is not enough memory to share
 
     //
     // data movement, one layer

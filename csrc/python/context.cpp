@@ -206,6 +206,12 @@ std::optional<llama_infllm_stats> context::stats(int32_t il) const {
     return res;
 }
 
+std::string context::paging_reason(int32_t il) const {
+    char buf[512] = "";
+    llama_infllm_paging_reason(ptr.get(), il, buf, sizeof(buf));
+    return buf;
+}
+
 uint32_t context::check_slots() {
     uint32_t res = 0;
     compute([&] { res = llama_infllm_check_slots(ptr.get()); });

@@ -72,6 +72,8 @@ public:
 
     void reset_stats() { llama_infllm_reset_stats(ptr.get()); }
 
+    std::string paging_reason(int32_t il) const; // why the host pages what is on a device
+
     uint32_t check_slots(); // slots that do not hold what the store holds
 
     // take over all tokens, K and V of a context of the same shape without the InfLLM memory

@@ -107,7 +107,9 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("n_select",          &llama_infllm_stats::n_select)
         .def_readonly("n_selected",        &llama_infllm_stats::n_selected)
         .def_readonly("n_hit",             &llama_infllm_stats::n_hit)
-        .def_readonly("n_page_in",         &llama_infllm_stats::n_page_in);
+        .def_readonly("n_page_in",         &llama_infllm_stats::n_page_in)
+        .def_readonly("n_layer_pager",     &llama_infllm_stats::n_layer_pager)
+        .def_readonly("n_layer_device",    &llama_infllm_stats::n_layer_device);
 
     py::class_<trace_event>(m, "TraceEvent", py::module_local())
         .def_readonly("il",        &trace_event::il)
@@ -184,6 +186,7 @@ PYBIND11_MODULE(_core, m) {
         .def("infllm_params",   &context::infllm_params)
         .def("stats",           &context::stats, py::arg("il") = -1)
         .def("reset_stats",     &context::reset_stats)
+        .def("paging_reason",   &context::paging_reason, py::arg("il") = -1)
         .def("check_slots",     &context::check_slots)
         .def("set_replay",      &context::set_replay, py::arg("selections"))
         .def("copy_state_from", &context::copy_state_from, py::arg("source"))

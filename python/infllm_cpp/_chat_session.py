@@ -9,6 +9,7 @@ from pathlib import Path
 from . import _terminal as term
 from ._files import read_text_file
 from ._message_input import message_input
+from ._paging import format_paging
 from .llama import CompletionOptions, Llama
 from .types import ChatMessage, Timings
 
@@ -157,5 +158,6 @@ class ChatSession:
             f"resident tokens {stats.n_tokens_resident:,}; "
             f"blocks per layer {stats.n_blocks // n_layer:,}, slots per layer {stats.n_slots // n_layer:,}\n"
             f"blocks selected {stats.n_selected:,}: {stats.n_hit:,} hits, {stats.n_page_in:,} page-ins "
-            f"({term.format_bytes(stats.bytes_paged_in)})"
+            f"({term.format_bytes(stats.bytes_paged_in)})\n"
+            f"{format_paging(stats)}"
         )

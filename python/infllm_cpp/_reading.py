@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._loading import check_int
+from ._paging import PagingWatch
 from ._stored import StoredTokens
 from ._tokens import as_tokens
 from .config import InfLLMStats
@@ -53,6 +54,9 @@ class Reader:
         # llama.cpp rounds n_ctx up, and n_batch down
         self._n_ctx = n_ctx
         self._n_batch = ctx.n_batch()
+
+        self._paging = PagingWatch()
+        self._paging.look(ctx)
 
     # -- the object --------------------------------------------------------------------------------
 
@@ -304,6 +308,8 @@ class Reader:
                 if self._trace:
                     for event in ctx.take_trace():
                         self._trace(event)
+                else:
+                    self._paging.look(ctx)
                 if progress:
                     progress(n_done, n_total)
         finally:
@@ -384,14 +390,7 @@ class Reader:
 
         May be called from another thread while the object computes.
         """
-        ctx, model = self._ctx, self._model
-        total = ctx.stats()
-        if total is None:
-            return None
-        layers = [ctx.stats(il) for il in range(model.n_layer())]
-        return InfLLMStats._from_core(
-            total, tuple(InfLLMStats._from_core(layer) for layer in layers if layer is not None)
-        )
+        return InfLLMStats._from_context(self._ctx, range(self._model.n_layer()))
 
     def reset_stats(self) -> None:
         """Set the counters of `stats` to zero; the sizes stay."""
@@ -404,8 +403,8 @@ class Reader:
         ----------
         callback : callable or None
             Called with a `TraceEvent`; ``None`` ends the trace. Without the InfLLM memory nothing
-            is ever selected. A device that pages keeps its scores to itself: from the first trace on the host
-            pages.
+            is ever selected. A device that pages keeps its scores to itself: as long as they are traced, the
+            host pages.
         """
         with self._computing():
             self._ctx.set_trace(callback is not None)

@@ -193,6 +193,10 @@ class InfLLMStats:
         Copied from the store to slots since the statistics were reset, bytes.
     n_select, n_selected, n_hit, n_page_in : int
         Selections made; blocks selected; of which already resident; of which paged in.
+    n_layer_pager, n_layer_device : int
+        Layers on devices that have a pager; of which these page now. The host pages all other layers.
+    paging_reason : str
+        Why the host pages what is on a device; ``""`` where it does not, or was asked to.
     layers : tuple of InfLLMStats
         The same per layer; empty in the statistics of a layer.
     """
@@ -212,9 +216,21 @@ class InfLLMStats:
     n_selected: int
     n_hit: int
     n_page_in: int
+    n_layer_pager: int
+    n_layer_device: int
+    paging_reason: str
     layers: tuple[InfLLMStats, ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
-    def _from_core(cls, stats: _core.InfLLMStats, layers: tuple[InfLLMStats, ...] = ()) -> InfLLMStats:
-        names = [field.name for field in fields(cls) if field.name != "layers"]
-        return cls(**{name: getattr(stats, name) for name in names}, layers=layers)
+    def _from_context(cls, ctx: _core.Context, layers: range) -> InfLLMStats | None:
+        """Of all layers, with those of each of `layers`; ``None`` without the InfLLM memory."""
+
+        def get(il: int, parts: tuple[InfLLMStats, ...] = ()) -> InfLLMStats | None:
+            stats = ctx.stats(il)
+            if stats is None:
+                return None
+            names = {field.name for field in fields(cls)} - {"paging_reason", "layers"}
+            values = {name: getattr(stats, name) for name in names}
+            return cls(**values, paging_reason=ctx.paging_reason(il), layers=parts)
+
+        return get(-1, tuple(stats for il in layers if (stats := get(il)) is not None))

@@ -67,6 +67,9 @@ public:
     ggml_op missing_op    = GGML_OP_COUNT; // an op that the device does not have
     bool    pages         = false;
 
+    // whether there is memory left that can be pinned
+    static inline bool pins = true;
+
     // ops that were given tensors outside of the device's memory
     static int n_misplaced() { return misplaced; }
 
@@ -178,6 +181,7 @@ private:
         static const pager_api   api  = [] {
             pager_api res = host;
             res.store = [](pager * p, const store_job & job) { access a; host.store(p, job); };
+            res.alloc = [](size_t size) { return pins ? host.alloc(size) : nullptr; };
             return res;
         }();
         return &api;

@@ -48,6 +48,37 @@ TEST(BlockStore, TakesMemoryOneBlockAtATime) {
     }
 }
 
+TEST(BlockStore, MemoryIsReplaced) {
+    counting_memory mem;
+    const auto memory = mem.get();
+    block_store store(64, 0, memory);
+
+    const int32_t a = store.alloc();
+    const int32_t b = store.alloc();
+    store.unref(a);
+    std::memset(store.data(b), 2, store.block_bytes());
+    ASSERT_TRUE(store.reserve(2));
+
+    std::set<uint8_t *> old;
+    store.replace([&](uint8_t * data) {
+        auto * res = static_cast<uint8_t *>(memory.alloc(64));
+        std::memcpy(res, data, 64);
+        old.insert(data);
+        return res;
+    });
+    EXPECT_EQ(old.size(), 3u); // one block, and what is reserved
+    for (auto * data : old) {
+        memory.free(data);
+    }
+    EXPECT_EQ(store.data(b)[63], 2);
+    EXPECT_EQ(mem.n_live, 3u);
+
+    const int32_t c = store.alloc();
+    std::memset(store.data(c), 3, store.block_bytes());
+    EXPECT_EQ(store.data(b)[0], 2);
+    EXPECT_EQ(mem.n_live, 3u);
+}
+
 TEST(BlockStore, BlocksHaveTheirOwnBytes) {
     block_store store(32, 0);
 

@@ -86,21 +86,24 @@ static void bench(kv_type type, const char * name, bool remap) {
 
     const uint64_t bytes = l.size_k() + l.size_v();
 
-    l.k          = device_alloc<uint8_t>(l.cells.n_cells()*l.row_k);
-    l.v          = device_alloc<uint8_t>(l.cells.n_cells()*l.row_v);
-    l.rope_block = device_alloc<float>(size_t(n_block + 1)*l.n_rot);
+    auto * rope = device_alloc<float>(size_t(block_rotations::n_low(n_block) + block_rotations::n_high(n_block))*l.n_rot);
+
+    l.k         = device_alloc<uint8_t>(l.cells.n_cells()*l.row_k);
+    l.v         = device_alloc<uint8_t>(l.cells.n_cells()*l.row_v);
+    l.rope_low  = rope;
+    l.rope_high = rope + size_t(block_rotations::n_low(n_block))*l.n_rot;
 
     auto * store = static_cast<uint8_t *>(alloc(n_block*bytes));
-    auto * refs  = static_cast<block_ref *>(alloc(n_block*sizeof(block_ref)));
-    if (!store || !refs) {
+    auto * table = static_cast<const uint8_t **>(alloc(n_block*sizeof(uint8_t *)));
+    if (!store || !table) {
         fprintf(stderr, "cannot pin %.1f GiB\n", n_block*bytes/1024.0/1024.0/1024.0);
         exit(1);
     }
     memset(store, 0, n_block*bytes);
     for (uint32_t b = 0; b < n_block; ++b) {
-        refs[b] = { store + b*bytes, b };
+        table[b] = store + b*bytes;
     }
-    l.blocks = refs;
+    l.blocks = table;
 
     // one state for each step, as if each were a sequence: its page-ins are ready
     const uint64_t state_size = pager_state::size(l);
@@ -149,9 +152,8 @@ static void bench(kv_type type, const char * name, bool remap) {
     fflush(stdout);
 
     free(store);
-    free(refs);
-    for (void * p : { (void *) l.k, (void *) l.v, (void *) const_cast<float *>(l.rope_block), (void *) l.state,
-                      (void *) info, (void *) n_stored, (void *) dst }) {
+    free(table);
+    for (void * p : { (void *) l.k, (void *) l.v, (void *) rope, (void *) l.state, (void *) info, (void *) n_stored, (void *) dst }) {
         CUDA_CHECK(cudaFree(p));
     }
     CUDA_CHECK(cudaStreamDestroy(stream));
