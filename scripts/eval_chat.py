@@ -19,11 +19,10 @@ from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.evaluation.prose import load_prose
 from infllm_cpp.evaluation.tasks import Haystack, fill
 from infllm_cpp.models import fetch
-from infllm_cpp.passkey import is_right
 from infllm_cpp.types import ChatMessage
 
 N_REPLY = 8  # tokens
-N_ANSWER = 12
+N_ANSWER = 24
 
 
 def pieces(llm: Llama, tokens: list[int], n: int) -> list[str]:
@@ -76,7 +75,7 @@ def main() -> None:
                 answers["at once"] = ask(llm, messages, N_ANSWER, begin)
 
                 for how, answer in answers.items():
-                    found[how] += is_right(answer, question.answer)
+                    found[how] += question.answer.lower() in answer.lower()
                 n_same += answers["in turns"] == answers["at once"]
                 print(f"{task} {i}: {question.answer!r}: {answers}", flush=True)
             stats = llm.stats()

@@ -45,6 +45,7 @@ KEEP = (
     "ggml/",
     "include/",
     "licenses/",
+    "models/templates/",
     "src/",
     "tests/test-llama-archs.cpp",
     "tools/llama-bench/",

@@ -1,5 +1,6 @@
 // infllm_cpp._core: the C API for python/infllm_cpp, and nothing else; typed in python/infllm_cpp/_core.pyi
 
+#include "chat.h"
 #include "context.h"
 #include "device.h"
 #include "log.h"
@@ -9,23 +10,6 @@
 
 #include <type_traits>
 #include <utility>
-
-static py::str chat_apply_template(
-        const std::string & tmpl, const std::vector<std::pair<std::string, std::string>> & messages, bool add_ass) {
-    std::vector<llama_chat_message> chat;
-    for (const auto & [role, content] : messages) {
-        chat.push_back({ role.c_str(), content.c_str() });
-    }
-
-    int32_t n = llama_chat_apply_template(tmpl.c_str(), chat.data(), chat.size(), add_ass, nullptr, 0);
-    if (n < 0) {
-        throw std::invalid_argument("chat template '" + tmpl + "' is not built into llama.cpp");
-    }
-    std::string res(n + 1, '\0');
-    n = llama_chat_apply_template(tmpl.c_str(), chat.data(), chat.size(), add_ass, &res[0], res.size());
-    res.resize(n);
-    return py::str(res);
-}
 
 static py::object as_array(const std::vector<float> & v) {
     return py::array_t<float>(v.size(), v.data());
@@ -59,7 +43,6 @@ PYBIND11_MODULE(_core, m) {
     m.def("log_text",             &log_text);
     m.def("process_check",        &process_check);
     m.def("n_forks",              &process_n_forks);
-    m.def("chat_apply_template",  &chat_apply_template, py::arg("template"), py::arg("messages"), py::arg("add_assistant"));
 
     py::register_exception<device_lost>(m, "DeviceLostError", PyExc_RuntimeError);
 
@@ -150,6 +133,12 @@ PYBIND11_MODULE(_core, m) {
         .def("is_eog",      [](const model & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); }, py::arg("token"))
         .def("has_decoder", [](const model & s) { return llama_model_has_decoder(s.get()); })
         .def("has_encoder", [](const model & s) { return llama_model_has_encoder(s.get()); });
+
+    py::class_<chat_prompt>(m, "ChatPrompt", py::module_local())
+        .def(py::init<const std::string &, const py::dict &, const py::dict &>(),
+            py::arg("template"), py::arg("inputs"), py::arg("own"))
+        .def("text",     &chat_prompt::text)
+        .def("tokenize", &chat_prompt::tokenize, py::arg("model"), py::arg("parse_special") = false);
 
     py::class_<context> ctx(m, "Context", py::module_local());
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -12,6 +13,14 @@ from ._files import decode_text, read_text_file
 from ._options import SamplingOptions
 from .llama import Llama
 from .types import ChatMessage, Timings
+
+ParseSpecial = Annotated[
+    bool,
+    typer.Option(
+        "--parse-special",
+        help="Read special tokens such as <|im_end|> in prompts and files: only where you trust every text.",
+    ),
+]
 
 
 def read_prompt(file: Path | None, prompt: str) -> str:
@@ -26,9 +35,9 @@ def read_prompt(file: Path | None, prompt: str) -> str:
 
 
 def prompt_tokens(llm: Llama, text: str, system: str | None, raw: bool) -> list[int]:
-    """Tokens of a prompt, in the chat template unless `raw`."""
+    """Tokens of a prompt, in the chat template unless `raw`; all of it is text unless `llm.parse_special`."""
     if raw:
-        return llm.tokenize(text, special=True)
+        return llm.tokenize(text, special=llm.parse_special)
     turns: list[ChatMessage] = [{"role": "system", "content": system}] if system else []
     return llm.chat_tokens([*turns, {"role": "user", "content": text}])
 

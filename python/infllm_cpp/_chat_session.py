@@ -10,6 +10,7 @@ from . import _terminal as term
 from ._files import read_text_file
 from ._message_input import message_input
 from ._paging import format_paging
+from ._stored import n_common
 from .llama import CompletionOptions, Llama
 from .types import ChatMessage, Timings
 
@@ -124,10 +125,12 @@ class ChatSession:
         text = read_text_file(path)
         files = f"{self._files}{text}\n\n"
 
-        # store what the next prompt will begin with: all up to the end of the file
-        prompt = self._llm.chat_prompt([*self._messages, {"role": "user", "content": files}])
-        end = prompt.rfind(text) + len(text)
-        tokens = self._llm.tokenize_chat(prompt[:end])
+        # store what the next prompt will begin with, whatever the question
+        one, other = (
+            self._llm.chat_tokens([*self._messages, {"role": "user", "content": files + question}])
+            for question in ("a", "?")
+        )
+        tokens = one[: n_common(one, other)]
         try:
             with term.prefill_progress() as progress:
                 self._llm.prefill(tokens, progress=progress.update)

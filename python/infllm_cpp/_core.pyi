@@ -1,7 +1,7 @@
 """The C API of llama.cpp and of the InfLLM memory, as far as this package uses it."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,6 @@ def n_forks() -> int:
 
 def process_check() -> None:
     """RuntimeError in a process that was forked when it was too late for that."""
-
-def chat_apply_template(template: str, messages: Sequence[tuple[str, str]], add_assistant: bool) -> str: ...
 
 class DeviceLostError(RuntimeError):
     """An RPC server stopped to answer; what its devices held is gone."""
@@ -165,6 +163,14 @@ class Model:
     def is_eog(self, token: int) -> bool: ...
     def has_decoder(self) -> bool: ...
     def has_encoder(self) -> bool: ...
+
+class ChatPrompt:
+    """What a chat template makes of a chat, and which text of it came from the messages."""
+
+    def __init__(self, template: str, inputs: Mapping[str, object], own: Mapping[str, object]) -> None: ...
+    def text(self) -> str: ...
+    def tokenize(self, model: Model, parse_special: bool = False) -> list[int]:
+        """Tokens; special ones come from the template's own text alone, or also from messages."""
 
 class Context:
     class Outputs(enum.Enum):

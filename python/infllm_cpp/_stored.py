@@ -69,11 +69,7 @@ class StoredTokens:
             Where the text begins of which the rest of the prompt is the end.
         """
         n = len(prompt)
-        n_common = next(
-            (i for i, (x, y) in enumerate(zip(self.tokens, prompt, strict=False)) if x != y),
-            min(len(self.tokens), n),
-        )
-        limit = min(n_common, n - max(n_end, 1))
+        limit = min(n_common(self.tokens, prompt), n - max(n_end, 1))
         text = next((text for text in reversed(self._texts) if text.begin < limit), None)
         if text is None:
             return 0, 0
@@ -86,3 +82,8 @@ class StoredTokens:
                 break
             n_kept = end
         return n_kept, text.begin
+
+
+def n_common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import _terminal as term
-from ._answer import print_answer, prompt_tokens, read_prompt
+from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
 from ._options import RunOptions, SamplingOptions, with_options
 from .tracefile import TraceHeader, TraceWriter, read_trace
 
@@ -25,6 +25,7 @@ def record(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    parse_special: ParseSpecial = False,
 ) -> None:
     """Answer a prompt, and record which blocks each layer selects at each step.
 
@@ -40,6 +41,7 @@ def record(
         raise typer.BadParameter("--no-infllm selects no blocks: there is nothing to trace")
     text = read_prompt(file, prompt)
     with options.load() as llm:
+        llm.parse_special = parse_special
         tokens = prompt_tokens(llm, text, system, raw)
         with TraceWriter(output, TraceHeader.of(llm)) as writer:
             llm.set_trace(writer)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from . import _core
 from .types import ChatMessage
+
+_CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def render(
@@ -22,8 +22,8 @@ def render(
     bos_token: str = "",
     eos_token: str = "",
     add_generation_prompt: bool = True,
-) -> str:
-    """Render `messages` into a prompt.
+) -> _core.ChatPrompt:
+    """Render `messages` into a prompt, by llama.cpp's engine for templates.
 
     Parameters
     ----------
@@ -38,7 +38,8 @@ def render(
 
     Returns
     -------
-    str
+    ChatPrompt
+        Its ``text()``, and its tokens by ``tokenize(model)``.
 
     Raises
     ------
@@ -51,26 +52,19 @@ def render(
 
     if template is None:
         warnings.warn("the model has no chat template: ChatML is used, which it may not know", stacklevel=3)
-        return _core.chat_apply_template(
-            "chatml", [(m["role"], m["content"]) for m in plain], add_assistant=add_generation_prompt
-        )
-
-    try:
-        return (
-            _environment()
-            .from_string(template)
-            .render(
-                messages=plain,
-                bos_token=bos_token,
-                eos_token=eos_token,
-                add_generation_prompt=add_generation_prompt,
-            )
-        )
-    except jinja2.TemplateError as err:
-        raise ValueError(f"the model's chat template failed: {err}") from err
+        template = _CHATML
+    return _core.ChatPrompt(
+        template,
+        inputs={"messages": plain},
+        own={
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "add_generation_prompt": add_generation_prompt,
+        },
+    )
 
 
-def _flatten(message: ChatMessage, i: int) -> dict[str, str]:
+def _flatten(message: ChatMessage, i: int) -> dict[str, Any]:
     """A message with its content as one string: the templates of text models know nothing else."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f'messages[{i}] = {message!r}: a message is {{"role": str, "content": str}}')
@@ -83,26 +77,4 @@ def _flatten(message: ChatMessage, i: int) -> dict[str, str]:
         content = "".join(str(part) for part in parts)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"messages[{i}] has a content of type {type(content).__name__}: it must be a string")
-    return {**message, "role": message["role"], "content": content or ""}  # type: ignore[dict-item]
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates expect: the names and settings of Hugging Face transformers."""
-
-    def raise_exception(message: str) -> NoReturn:
-        raise jinja2.TemplateError(message)
-
-    def strftime_now(fmt: str) -> str:
-        return datetime.now().strftime(fmt)
-
-    def tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-        # jinja2's own escapes for HTML
-        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
-
-    env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    env.filters["tojson"] = tojson
-    env.globals["raise_exception"] = raise_exception
-    env.globals["strftime_now"] = strftime_now
-    return env
+    return {**message, "content": content or ""}

@@ -11,7 +11,7 @@ import typer
 
 from . import __version__
 from . import _terminal as term
-from ._answer import print_answer, prompt_tokens, read_prompt
+from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
 from ._bench import run_bench
 from ._chat_session import ChatSession
 from ._demo import run_demo
@@ -63,7 +63,12 @@ def _app(
 
 @app.command()
 @with_options
-def chat(options: RunOptions, sampling: SamplingOptions, system: SystemMessage = None) -> None:
+def chat(
+    options: RunOptions,
+    sampling: SamplingOptions,
+    system: SystemMessage = None,
+    parse_special: ParseSpecial = False,
+) -> None:
     """Chat with a model; /file PATH puts a long text into the context.
 
     Ctrl-C interrupts an answer, Ctrl-D leaves. Lines piped in are answered one after the other.
@@ -79,6 +84,7 @@ def chat(options: RunOptions, sampling: SamplingOptions, system: SystemMessage =
             name = llm.metadata.get("general.name", Path(llm.model_path).name)
             memory = "plain llama.cpp" if llm.infllm is None else "InfLLM memory"
             term.note(f"{name}: {memory}, n_ctx {llm.n_ctx():,}, training length {llm.n_ctx_train():,}")
+        llm.parse_special = parse_special
         ChatSession(llm, system, sampling.completion_options()).run()
 
 
@@ -94,6 +100,7 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
     system: SystemMessage = None,
+    parse_special: ParseSpecial = False,
 ) -> None:
     """Answer one prompt: the answer on stdout, progress and statistics on stderr.
 
@@ -107,6 +114,7 @@ def run(
     """
     text = read_prompt(file, prompt)
     with options.load() as llm:
+        llm.parse_special = parse_special
         print_answer(llm, prompt_tokens(llm, text, system, raw), sampling, quiet)
 
 

@@ -96,6 +96,9 @@ class Llama(Generator):
         Flash attention; ``None``: where the device has it. The InfLLM memory needs it.
     chat_template : str or None
         Jinja template to use instead of the one in the GGUF.
+    parse_special : bool
+        Read names of special tokens in messages as these tokens, as llama-cpp-python does. A message can then
+        end its turn and go on as the system: only for messages whose every text you trust.
     verbose : bool
         Print llama.cpp's log to stderr. The log is one for the process: the last `Llama` made decides.
     progress : callable or None
@@ -157,6 +160,7 @@ class Llama(Generator):
         offload_kqv: bool = True,
         flash_attn: bool | None = None,
         chat_template: str | None = None,
+        parse_special: bool = False,
         verbose: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -174,6 +178,7 @@ class Llama(Generator):
         self.model_path = os.path.expanduser(os.fspath(model_path))
         self.verbose = verbose
         self.chat_template = chat_template
+        self.parse_special = parse_special
         self._seed = seed
         self._kv_types = (type_k, type_v)
 
@@ -344,7 +349,8 @@ class Llama(Generator):
         Parameters
         ----------
         prompt : str or sequence of int
-            Text, or tokens.
+            Text, or tokens. Names of special tokens in a text are read as these tokens: such a prompt is
+            written by the program. Give ``tokenize(text)`` for a text of somebody else.
         max_tokens : int or None
             Tokens to generate at most; ``None`` or below 1: what `n_ctx` leaves room for.
         temperature : float
@@ -454,7 +460,7 @@ class Llama(Generator):
         ----------
         messages : sequence of ChatMessage
             ``{"role": "user", "content": "..."}`` and so on, oldest first. What an earlier turn stored is
-            reused.
+            reused. Names of special tokens in them are text, unless `parse_special`.
 
         Other parameters, returned values and errors are as for `create_completion`; ValueError is also
         raised when the template refuses the messages.
@@ -481,7 +487,18 @@ class Llama(Generator):
             return join_chat(chunks)
 
     def chat_prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> str:
-        """The prompt that the chat template makes of `messages`."""
+        """The prompt that the chat template makes of `messages`, as text."""
+        return self._render(messages, add_generation_prompt).text()
+
+    def chat_tokens(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
+        """Tokens of `chat_prompt`.
+
+        Only the template's own text becomes special tokens, unless `parse_special`: what messages contain is
+        text, whatever it looks like. BOS is added if the model wants one and the template has none.
+        """
+        return self._render(messages, add_generation_prompt).tokenize(self._model, self.parse_special)
+
+    def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> _core.ChatPrompt:
         model = self._model
         bos, eos = model.token_bos(), model.token_eos()
         return chat.render(
@@ -491,16 +508,6 @@ class Llama(Generator):
             eos_token=model.token_text(eos) if eos >= 0 else "",
             add_generation_prompt=add_generation_prompt,
         )
-
-    def chat_tokens(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
-        """Tokens of `chat_prompt`."""
-        return self.tokenize_chat(self.chat_prompt(messages, add_generation_prompt))
-
-    def tokenize_chat(self, prompt: str) -> list[int]:
-        """Tokens of a rendered chat: special tokens are read, and BOS is not doubled."""
-        bos = self._model.token_bos()
-        has_bos = bos >= 0 and prompt.startswith(self._model.token_text(bos))
-        return self.tokenize(prompt, add_bos=not has_bos, special=True)
 
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):

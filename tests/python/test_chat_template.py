@@ -18,13 +18,6 @@ def test_the_models_own_template_is_used(llm: Llama) -> None:
     assert prompt == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert llm.tokenize_chat(prompt)[0] == llm.tokenize("<|im_start|>", add_bos=False, special=True)[0]
-
-
-def test_bos_is_not_doubled(llm: Llama) -> None:
-    bos = llm.detokenize([llm.token_bos()], special=True).decode()
-    tokens = llm.tokenize_chat(f"{bos}Hi")
-    assert tokens.count(llm.token_bos()) == 1
 
 
 def test_the_names_that_templates_expect() -> None:
@@ -33,7 +26,7 @@ def test_the_names_that_templates_expect() -> None:
         "{% if add_generation_prompt %}>{% endif %}{{ eos_token }}"
     )
     prompt = render([{"role": "user", "content": "<é>"}], template, bos_token="<s>", eos_token="</s>")
-    assert prompt == f'<s>{datetime.now().year}"<é>"></s>'
+    assert prompt.text() == f'<s>{datetime.now().year}"<é>"></s>'
 
 
 def test_a_template_that_refuses_the_chat_says_why() -> None:
@@ -47,21 +40,57 @@ def test_a_broken_template_is_an_error() -> None:
 
 
 def test_a_template_cannot_reach_python() -> None:
-    with pytest.raises(ValueError, match=r"chat template failed.*unsafe"):
-        render(USER, "{{ messages.__class__.__mro__ }}")
+    assert render(USER, "{{ messages.__class__.__mro__ }}").text() == ""
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
+        "{{ " + "not " * 15_000 + "1 }}",
+        "{{ " + "-" * 60_000 + "1 }}",
+        "{{ 1" + "+1" * 30_000 + " }}",
+        "{{ x" + "()" * 30_000 + " }}",
+        "{% if 1 %}" * 3_000 + "{% endif %}" * 3_000,
+        "{% if 0 %}" + "{% elif 0 %}" * 5_000 + "{% endif %}",
+        "{{ 1" + " if 0 else 1" * 5_000 + " }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% set x = namespace() %}{% set x.x = x %}{{ x | tojson }}",
+        "{% set x = [] %}{% set y = x.append(x) %}{{ x | string }}",
+        "{{ range(10000000000) }}",
+        "{{ 1 is divisibleby 0 }}",
+        "{{ (",
+        " " * 100_000,
+    ],
+    ids=lambda template: template[:24],
+)
+def test_a_hostile_template_is_an_error(template: str) -> None:
+    with pytest.raises(ValueError, match="chat template"):
+        render(USER, template)
 
 
 def test_without_a_template_chatml_is_used_with_a_warning() -> None:
     with pytest.warns(UserWarning, match="no chat template"):
         prompt = render(USER, None)
-    assert prompt == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt.text() == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_parts_of_text_are_joined() -> None:
     messages: list[ChatMessage] = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}
     ]
-    assert render(messages, "{{ messages[0].content }}") == "ab"
+    assert render(messages, "{{ messages[0].content }}").text() == "ab"
+
+
+def test_other_fields_of_messages_reach_the_template() -> None:
+    call = {"name": "add", "arguments": {"a": 1, "b": [2.5, True, None]}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    template = "{{ messages[0].tool_calls[0].arguments | tojson }}{{ messages[0].content }}"
+    assert render([message], template).text() == '{"a": 1, "b": [2.5, true, null]}'  # type: ignore[list-item]
+
+
+def test_text_that_is_no_unicode_is_replaced() -> None:
+    assert render([{"role": "user", "content": "a\udc80b"}], "{{ messages[0].content }}").text() == "a?b"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +101,8 @@ def test_parts_of_text_are_joined() -> None:
         (["Hi"], r"messages\[0\]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "not text"),
         ([{"role": "user", "content": 3}], "must be a string"),
+        ([{"role": "user", "content": "", "time": {1, 2}}], "type set"),
+        ([{"role": "user", "content": "", "id": 2**70}], "64 bits"),
     ],
 )
 def test_malformed_messages_are_named(messages: list[ChatMessage], reason: str) -> None:

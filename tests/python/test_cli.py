@@ -113,7 +113,7 @@ def test_chat_answers_piped_lines_with_history(infllm: Run) -> None:
 
 def test_chat_commands(infllm: Run, tmp_path: Path) -> None:
     path = tmp_path / "facts.txt"
-    path.write_text("The pass key of the vault is 71432.\n")
+    path.write_text("The grass is green. " * 40 + "The pass key of the vault is 71432.\n")
     script = (
         f"/help\n/file {path}\nWhat is the pass key of the vault?\n/stats\n/reset\n/stats\n"
         f"/file {tmp_path / 'none.txt'}\n/dance\n/quit\nnot reached\n"
@@ -123,7 +123,7 @@ def test_chat_commands(infllm: Run, tmp_path: Path) -> None:
     assert "71432" in result.stdout
     assert "/file PATH" in result.stderr
     assert re.search(r"facts.txt: \d+ tokens are stored", result.stderr)
-    # the file was not read again for the question
+    # all but the end of the file was not read again for the question
     assert re.search(r"prefill \d+ tokens \(\d+ more were stored\)", result.stderr)
     assert "tokens 0 of n_ctx = 1,024" in result.stderr
     assert "none.txt does not exist: check its path" in result.stderr

@@ -156,14 +156,20 @@ def test_a_full_store_is_a_memory_error(model_path: Path, passkey: tuple[list[in
     config = InfLLMConfig(**{**vars(SMALL), "store_max_bytes": 1 << 20})
     tokens, _ = passkey
     with Llama(model_path, n_ctx=1024, n_batch=128, infllm=config) as llm:
-        with pytest.raises(MemoryError, match="store_max_bytes"):
+        # a text that cannot be held is refused before it is read
+        with pytest.raises(MemoryError, match=r"\d+ tokens cannot be held: .*store_max_bytes"):
             llm.eval(tokens)
+        assert llm.n_tokens == 0
+        with pytest.raises(MemoryError, match="store_max_bytes"):
+            for i in range(0, len(tokens), 128):
+                llm.eval(tokens[i : i + 128])
         # whole batches are stored or not at all
         assert 0 < llm.n_tokens < len(tokens)
         assert llm.n_tokens % 128 == 0
         assert llm.tokens == tokens[: llm.n_tokens]
         with pytest.raises(MemoryError, match="store_max_bytes"):
             llm(tokens)
+        assert llm.n_tokens > 0  # nothing is forgotten for what cannot be held
 
         assert llm("The capital of France is", max_tokens=4, temperature=0)["choices"][0]["text"].startswith(
             " Paris"
