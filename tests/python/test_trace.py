@@ -361,7 +361,7 @@ def test_the_report_has_tables_and_figures(
     recorded: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report.html"
-    _trace.report(recorded[0], output, slots="8,16")
+    _trace.report(trace=recorded[0], output=output, slots="8,16")
     page = output.read_text(encoding="utf-8")
     figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(figures) == 9
@@ -383,7 +383,7 @@ def test_the_report_has_tables_and_figures(
 @pytest.mark.usefixtures("libcachesim")
 def test_a_trace_of_decoding_alone_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "t.trace", *(Event(il, pos, [pos, 9]) for pos in (1, 2) for il in range(3)))
-    _trace.report(path, tmp_path / "report.html")
+    _trace.report(trace=path, output=tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "| slots | 2 | 3 | 4 | 6 | 8 | 12 | 16 |" in capsys.readouterr().out  # multiples of the selection
 
@@ -441,4 +441,4 @@ def test_a_text_that_fits_is_nothing_to_trace(model_path: Path, tmp_path: Path) 
 def test_bad_slots_are_named(recorded: tuple[Path, Any], tmp_path: Path) -> None:
     for slots in ("", "8,x", "0"):
         with pytest.raises(ValueError, match="is not a list of numbers from 1"):
-            _trace.report(recorded[0], tmp_path / "report.html", slots=slots)
+            _trace.report(trace=recorded[0], output=tmp_path / "report.html", slots=slots)
