@@ -4,6 +4,7 @@
 
 #include "ggml-cpp.h"
 #include "gguf.h"
+#include "llama-cpp.h"
 #include "llama.h"
 
 #include <gtest/gtest.h>
@@ -11,20 +12,12 @@
 
 #include <cmath>
 #include <cstdio>
-#include <memory>
 #include <random>
 #include <string>
 #include <vector>
 
-struct model_deleter {
-    void operator()(llama_model * model) const { llama_model_free(model); }
-};
-using model_ptr = std::unique_ptr<llama_model, model_deleter>;
-
-struct context_deleter {
-    void operator()(llama_context * ctx) const { llama_free(ctx); }
-};
-using context_ptr = std::unique_ptr<llama_context, context_deleter>;
+using model_ptr   = llama_model_ptr;
+using context_ptr = llama_context_ptr;
 
 struct random_model {
     static constexpr uint32_t N_VOCAB = 256;

@@ -1,0 +1,236 @@
+#include "llama-infllm-impl.h"
+#include "llama-kv-cache-infllm.h"
+
+#include "llama-impl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+//
+// llama_kv_cache_infllm_context
+//
+
+llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_memory_status status) : status(status) {
+}
+
+llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_kv_cache_infllm * mem) :
+    status(LLAMA_MEMORY_STATUS_SUCCESS),
+    mem(mem),
+    n_kv(mem->layers[0].k->ne[1]),
+    n_block(mem->n_block_cap) {
+}
+
+llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(
+        llama_kv_cache_infllm * mem, std::vector<llama_ubatch> ubatches) :
+    status(LLAMA_MEMORY_STATUS_SUCCESS),
+    mem(mem),
+    ubatches(std::move(ubatches)) {
+}
+
+llama_kv_cache_infllm_context::~llama_kv_cache_infllm_context() = default;
+
+bool llama_kv_cache_infllm_context::next() {
+    return ++i_cur < ubatches.size();
+}
+
+bool llama_kv_cache_infllm_context::apply() {
+    if (ubatches.empty()) {
+        return true; // nothing to update
+    }
+
+    const auto & ubatch = ubatches[i_cur];
+
+    seq_id = ubatch.seq_id[0][0];
+    p0     = ubatch.pos[0];
+    mem->begin_ubatch({ seq_id, p0, ubatch.n_tokens });
+
+    const auto & seq   = mem->seqs[seq_id];
+    const auto & cells = mem->cells;
+
+    // used cells are a prefix; pad as llama_kv_cache does, so that graphs can be reused
+    const uint32_t n_used = seq.paging() ? cells.n_cells() : seq.n_tokens;
+    n_kv    = std::min<uint32_t>(mem->layers[0].k->ne[1], GGML_PAD(n_used, 256));
+    n_block = seq.paging() ? std::min<uint32_t>(mem->n_block_cap, GGML_PAD(seq.n_offload(), 64)) : 0;
+
+    return true;
+}
+
+llama_memory_status llama_kv_cache_infllm_context::get_status() const {
+    return status;
+}
+
+const llama_ubatch & llama_kv_cache_infllm_context::get_ubatch() const {
+    return ubatches[i_cur];
+}
+
+uint32_t llama_kv_cache_infllm_context::get_n_chunk(uint32_t n_tokens) const {
+    return n_tokens == 1 ? 1 : (n_tokens + mem->cells.block_size - 2)/mem->cells.block_size + 1;
+}
+
+uint32_t llama_kv_cache_infllm_context::get_n_sub(uint32_t n_tokens) const {
+    return mem->get_n_sub(n_tokens);
+}
+
+uint32_t llama_kv_cache_infllm_context::get_n_key(uint32_t n_tokens) const {
+    const uint32_t n_score = mem->prm.infllm.n_score;
+    return (n_tokens + n_score - 1)/n_score*n_score;
+}
+
+void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int64_t *>(dst->data);
+
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = mem->cells.cell(p0 + i);
+    }
+}
+
+template <typename T>
+static void fill_mask(T * data, int64_t n_kv, int64_t n, const infllm::cell_layout & cells,
+        uint32_t p0, uint32_t ring_pos, bool paging, bool causal) {
+    const T zero = llama_cast<T>(0.0f);
+    const T ninf = llama_cast<T>(-INFINITY);
+
+    // all that lies before the ring is older than the queries
+    const uint32_t n_old = paging ? cells.ring_begin() : 0;
+
+    std::fill(data,         data + n_old, zero);
+    std::fill(data + n_old, data + n_kv,  ninf);
+    for (uint32_t p = paging ? ring_pos : 0; p < p0; ++p) {
+        data[cells.cell(p)] = zero;
+    }
+    if (!causal) {
+        for (int64_t i = 0; i < n; ++i) {
+            data[cells.cell(p0 + i)] = zero;
+        }
+    }
+    // each query sees what the one before it sees, and itself
+    for (int64_t i = 0; i < n; ++i) {
+        T * row = data + i*n_kv;
+        if (i > 0) {
+            std::copy(row - n_kv, row, row);
+        }
+        row[cells.cell(p0 + i)] = zero;
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst, bool causal) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    const auto &   seq      = mem->seqs[seq_id];
+    const uint32_t ring_pos = mem->cells.block_pos(seq.n_offload());
+
+    if (dst->type == GGML_TYPE_F16) {
+        fill_mask(static_cast<ggml_fp16_t *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
+    } else {
+        fill_mask(static_cast<float       *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_w_sum(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    const auto &   cells  = mem->cells;
+    const uint32_t block0 = p0 < cells.n_init ? 0 : cells.block_of(p0);
+
+    std::fill_n(data, ggml_nelements(dst), 0.0f);
+    for (uint32_t i = 0; i < dst->ne[0]; ++i) {
+        if (p0 + i >= cells.n_init) {
+            data[(cells.block_of(p0 + i) - block0)*dst->ne[0] + i] = 1.0f;
+        }
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    const int64_t n = dst->ne[0];
+
+    // counted from the end, where the question is
+    std::fill_n(data, ggml_nelements(dst), 0.0f);
+    for (const uint32_t len : mem->sub_lengths(ubatches[i_cur].n_tokens)) {
+        for (int64_t i1 = n; i1 > n - ubatches[i_cur].n_tokens; i1 -= len, data += n) {
+            const int64_t i0 = std::max<int64_t>(0, i1 - len);
+            std::fill(data + i0, data + i1, 1.0f/(i1 - i0));
+        }
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<float *>(dst->data);
+
+    const auto &   cells = mem->cells;
+    const uint32_t begin = cells.block_pos(mem->seqs[seq_id].n_offload());
+
+    std::fill_n(data, ggml_nelements(dst), 0.0f);
+    for (uint32_t i = 0; i < dst->ne[1]; ++i) {
+        const uint32_t p1 = p0 + i + 1;
+        for (uint32_t p = std::max(begin, p1 > cells.n_local ? p1 - cells.n_local : 0); p < p1; ++p) {
+            data[i*dst->ne[0] + cells.cell(p)] = 1.0f;
+        }
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_scores(ggml_tensor * dst, int32_t il) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    std::vector<float> scores(mem->seqs[seq_id].n_offload());
+    mem->score(il, scores.size(), scores.data(), mem->score_user_data);
+
+    const uint32_t n_repr = mem->prm.infllm.n_repr;
+    auto * data = static_cast<float *>(dst->data);
+    for (size_t b = 0; b < scores.size(); ++b) {
+        std::fill_n(data + b*n_repr, n_repr, scores[b]);
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+
+    const infllm::pager_info info = {
+        /*.seq      =*/ seq_id,
+        /*.p0       =*/ int32_t(p0),
+        /*.n_tokens =*/ int32_t(ubatches[i_cur].n_tokens),
+        /*.n_block  =*/ int32_t(mem->seqs[seq_id].n_offload()),
+        /*.agree    =*/ mem->agree(),
+        /*.place    =*/ mem->cur.place,
+        /*.shift    =*/ int32_t(mem->seqs[seq_id].shift),
+    };
+    std::memcpy(dst->data, &info, sizeof(info));
+}
+
+void llama_kv_cache_infllm_context::set_input_key_idxs(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int32_t *>(dst->data);
+
+    const uint32_t p1 = p0 + ubatches[i_cur].n_tokens;
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = mem->cells.cell(p1 - dst->ne[0] + i);
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_key_shift(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int32_t *>(dst->data);
+
+    const auto & ubatch = ubatches[i_cur];
+    const auto   last   = ubatch.pos[ubatch.n_tokens - 1];
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = int32_t(dst->ne[0] - 1 - i) - last;
+    }
+}
+
+void llama_kv_cache_infllm_context::set_input_q_shift(ggml_tensor * dst) const {
+    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
+    auto * data = static_cast<int32_t *>(dst->data);
+
+    // InfLLM, section 3.3: tokens beyond the local window all appear at its far end
+    const auto & ubatch = ubatches[i_cur];
+    for (int64_t i = 0; i < dst->ne[0]; ++i) {
+        data[i] = int32_t(mem->cells.n_local) - ubatch.pos[i];
+    }
+}
