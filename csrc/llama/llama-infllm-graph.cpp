@@ -1,155 +1,17 @@
+#include "llama-infllm-composite.h"
 #include "llama-infllm-impl.h"
-#include "llama-kv-cache-infllm.h"
+#include "llama-infllm-input.h"
 
 #include "llama-cparams.h"
 #include "llama-graph.h"
 #include "llama-impl.h"
 #include "llama-kv-cache.h"
+#include "llama-kv-cache-iswa.h"
 
 #include "ggml-backend.h"
 
 #include <cmath>
 #include <stdexcept>
-
-// orthonormal, and its own inverse
-static void set_hadamard(ggml_tensor * dst) {
-    GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
-    auto * data = static_cast<float *>(dst->data);
-
-    data[0] = 1.0f/std::sqrt(float(dst->ne[0]));
-    for (int64_t i = 0; i < ggml_nelements(dst); ++i) {
-        int sign = 1; // of the bits that row and column have in common
-        for (int64_t bits = (i/dst->ne[0]) & (i%dst->ne[0]); bits; bits &= bits - 1) {
-            sign = -sign;
-        }
-        data[i] = sign*data[0];
-    }
-}
-
-// the inputs of a ubatch, and what the graph depends on beside them
-class llm_graph_input_attn_infllm : public llm_graph_input_attn_kv {
-public:
-    llm_graph_input_attn_infllm(
-            const llama_hparams & hparams,
-            const llama_cparams & cparams,
-            const llama_kv_cache_infllm_context * mctx) :
-        llm_graph_input_attn_kv(hparams, cparams, nullptr),
-        mctx_infllm(mctx),
-        seq_id(mctx->get_seq_id()),
-        n_kv(mctx->get_n_kv()),
-        n_block(mctx->get_n_block()),
-        n_block_cap(mctx->get_mem()->get_n_block_cap()),
-        has_pagers(mctx->get_mem()->has_pagers()),
-        has_scores(mctx->get_mem()->has_scores()) {
-    }
-
-    void set_input(const llama_ubatch * ubatch) override {
-        GGML_UNUSED(ubatch);
-
-        // inputs that the graph does not use are not allocated
-        const auto used = [](const ggml_tensor * t) { return t && t->buffer; };
-
-        if (used(self_k_idxs))  { mctx_infllm->set_input_idxs   (self_k_idxs);  }
-        if (used(self_kq_mask)) { mctx_infllm->set_input_kq_mask(self_kq_mask, cparams.causal_attn); }
-        if (used(w_sum))        { mctx_infllm->set_input_w_sum  (w_sum);        }
-        if (used(w_mean))       { mctx_infllm->set_input_w_mean (w_mean);       }
-        if (used(q_shift))      { mctx_infllm->set_input_q_shift(q_shift);      }
-        if (used(key_idxs))     { mctx_infllm->set_input_key_idxs (key_idxs);   }
-        if (used(key_shift))    { mctx_infllm->set_input_key_shift(key_shift);  }
-        if (used(window))       { mctx_infllm->set_input_window (window);       }
-        if (used(info))         { mctx_infllm->set_input_info   (info);         }
-        if (used(self_v_rot))   { set_hadamard(self_v_rot); }
-
-        for (const auto & [il, t] : scores) {
-            mctx_infllm->set_input_scores(t, il);
-        }
-    }
-
-    bool can_reuse(const llm_graph_params & params) override {
-        mctx_infllm = static_cast<const llama_kv_cache_infllm_context *>(params.mctx);
-
-        return self_k_idxs->ne[0] == params.ubatch.n_tokens &&
-            seq_id  == mctx_infllm->get_seq_id() &&
-            n_kv    == mctx_infllm->get_n_kv() &&
-            n_block == mctx_infllm->get_n_block() &&
-            n_block_cap == mctx_infllm->get_mem()->get_n_block_cap() &&
-            has_pagers == mctx_infllm->get_mem()->has_pagers() &&
-            has_scores == mctx_infllm->get_mem()->has_scores();
-    }
-
-    const llama_kv_cache_infllm_context * mctx_infllm;
-
-    ggml_tensor * w_sum   = nullptr; // F32 [n_tokens, n_chunk]
-    ggml_tensor * w_mean  = nullptr; // F32 [n_tokens or n_key, n_sub]
-    ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
-    ggml_tensor * key_idxs  = nullptr; // I32 [n_key], with search = keys
-    ggml_tensor * key_shift = nullptr; // I32 [n_key]
-    ggml_tensor * window  = nullptr; // F32 [n_kv, n_tokens], with published scores
-    ggml_tensor * info    = nullptr; // I32 [PAGER_INFO_SIZE]
-
-    std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_row, 1], where they are given from outside
-
-    const llama_seq_id seq_id;
-    const uint32_t     n_kv;
-    const uint32_t     n_block;
-    const uint32_t     n_block_cap; // representative keys lie elsewhere when it has grown
-    const bool         has_pagers;
-    const bool         has_scores;
-};
-
-llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph) {
-    const auto * mctx = dynamic_cast<const llama_kv_cache_infllm_context *>(graph.mctx);
-    if (!mctx) {
-        return nullptr;
-    }
-
-    auto inp = std::make_unique<llm_graph_input_attn_infllm>(graph.hparams, graph.cparams, mctx);
-
-    ggml_context * ctx0     = graph.ctx0;
-    const int64_t  n_tokens = graph.n_tokens;
-
-    const auto new_input = [&](ggml_type type, int64_t ne0, int64_t ne1, const char * name) {
-        ggml_tensor * t = ggml_new_tensor_2d(ctx0, type, ne0, ne1);
-        ggml_set_input(t);
-        ggml_set_name(t, name);
-        return t;
-    };
-
-    inp->self_k_idxs      = new_input(GGML_TYPE_I64, n_tokens, 1, "infllm_inp_idxs");
-    inp->self_v_idxs      = inp->self_k_idxs;
-    inp->self_kq_mask     = new_input(graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
-                                      mctx->get_n_kv(), n_tokens, "attn_inp_kq_mask");
-    inp->self_kq_mask_cnv = inp->self_kq_mask;
-
-    if (mctx->get_mem()->published()) {
-        inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
-    } else if (mctx->get_mem()->can_page() && mctx->get_mem()->sums_queries() && n_tokens > 1) {
-        inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
-    }
-    if (mctx->get_n_block() > 0 && mctx->get_mem()->by_keys()) {
-        const int64_t n_key = mctx->get_n_key(n_tokens);
-        inp->key_idxs  = new_input(GGML_TYPE_I32, n_key, 1, "infllm_inp_key_idxs");
-        inp->key_shift = new_input(GGML_TYPE_I32, n_key, 1, "infllm_inp_key_shift");
-        inp->w_mean    = new_input(GGML_TYPE_F32, n_key, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
-    } else if (mctx->get_n_block() > 0) {
-        inp->q_shift = new_input(GGML_TYPE_I32, n_tokens, 1, "infllm_inp_q_shift");
-        if (n_tokens > 1) {
-            inp->w_mean = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
-        }
-    }
-
-    if (mctx->get_mem()->rotates_v()) {
-        inp->self_v_rot = new_input(GGML_TYPE_F32, 64, 64, "attn_inp_v_rot");
-    }
-
-    if (mctx->get_mem()->has_pagers()) {
-        inp->info = new_input(GGML_TYPE_I32, infllm::PAGER_INFO_SIZE, 1, "infllm_inp_info");
-    }
-
-    mctx->get_mem()->set_sched(graph.sched);
-
-    return static_cast<llm_graph_input_attn_kv *>(graph.res->add_input(std::move(inp)));
-}
 
 // for backends that would multiply in half precision
 static void set_prec_f32(ggml_tensor * t) {
@@ -219,7 +81,7 @@ static void pin(const llm_graph_context & graph, ggml_tensor * op, const ggml_te
 }
 
 void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn) {
-    const auto * mctx = dynamic_cast<const llama_kv_cache_infllm_context *>(graph.mctx);
+    const auto * mctx = llama_infllm_find(graph.mctx);
     if (mctx && mctx->get_mem()->is_resident(attn->src[1])) {
         pin(graph, attn, attn->src[1]->view_src);
     }
@@ -366,15 +228,36 @@ llama_infllm_attn::llama_infllm_attn(
         ggml_tensor * sinks,
         float kq_scale) :
     graph(graph),
-    inp_kv(inp),
+    mctx(inp->mctx),
     inp(dynamic_cast<llm_graph_input_attn_infllm *>(inp)),
     q_cur(q_cur),
     sinks(sinks),
     kq_scale(kq_scale) {
 }
 
+llama_infllm_attn::llama_infllm_attn(
+        const llm_graph_context & graph,
+        llm_graph_input_attn_kv_iswa * inp_iswa,
+        ggml_tensor * q_cur,
+        ggml_tensor * sinks,
+        float kq_scale,
+        bool is_swa) :
+    graph(graph),
+    mctx(nullptr),
+    inp(nullptr),
+    q_cur(q_cur),
+    sinks(sinks),
+    kq_scale(kq_scale) {
+    if (auto * parts = dynamic_cast<llm_graph_input_attn_infllm_iswa *>(inp_iswa)) {
+        mctx = is_swa ? parts->swa.mctx : nullptr;
+        inp  = is_swa ? nullptr : parts->full.get();
+    } else {
+        mctx = is_swa ? inp_iswa->mctx->get_swa() : inp_iswa->mctx->get_base();
+    }
+}
+
 uint32_t llama_infllm_attn::get_n_kv() const {
-    return inp ? inp->n_kv : inp_kv->mctx->get_n_kv();
+    return inp ? inp->n_kv : mctx->get_n_kv();
 }
 
 // all heads of the ubatch to its cells
@@ -396,14 +279,14 @@ static ggml_tensor * build_cpy(
 
 ggml_tensor * llama_infllm_attn::cpy_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) const {
     if (!inp) {
-        return inp_kv->mctx->cpy_k(ctx, k_cur, k_idxs, il);
+        return mctx->cpy_k(ctx, k_cur, k_idxs, il);
     }
     return build_cpy(graph, inp, inp->mctx_infllm->get_mem()->get_layer(il).k, k_cur, k_idxs);
 }
 
 ggml_tensor * llama_infllm_attn::cpy_v(ggml_context * ctx, ggml_tensor * v_cur, ggml_tensor * v_idxs, int32_t il) const {
     if (!inp) {
-        return inp_kv->mctx->cpy_v(ctx, v_cur, v_idxs, il);
+        return mctx->cpy_v(ctx, v_cur, v_idxs, il);
     }
     return build_cpy(graph, inp, inp->mctx_infllm->get_mem()->get_layer(il).v, v_cur, v_idxs);
 }
@@ -419,7 +302,7 @@ static ggml_tensor * build_resident(
 
 ggml_tensor * llama_infllm_attn::get_k(ggml_context * ctx, int32_t il) const {
     if (!inp) {
-        return inp_kv->mctx->get_k(ctx, il);
+        return mctx->get_k(ctx, il);
     }
     build_page(il);
 
@@ -429,7 +312,7 @@ ggml_tensor * llama_infllm_attn::get_k(ggml_context * ctx, int32_t il) const {
 
 ggml_tensor * llama_infllm_attn::get_v(ggml_context * ctx, int32_t il) const {
     if (!inp) {
-        return inp_kv->mctx->get_v(ctx, il);
+        return mctx->get_v(ctx, il);
     }
     const auto & l = inp->mctx_infllm->get_mem()->get_layer(il);
     return build_resident(ctx, inp, l.v, l.n_embd_head_v, l.n_head_kv);
@@ -443,7 +326,7 @@ void llama_infllm_attn::build_page(int32_t il) const {
     const auto * mem  = mctx->get_mem();
     const auto & l    = mem->get_layer(il);
 
-    if (!mem->can_page()) {
+    if (!mem->can_page() || il != l.il) { // or it attends to another layer's keys, which have been paged
         return;
     }
 

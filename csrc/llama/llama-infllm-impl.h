@@ -14,8 +14,13 @@ struct llama_cparams;
 struct llama_model;
 struct llm_graph_context;
 
+class llama_kv_cache_context;
+
 class llm_graph_input_attn_infllm;
 class llm_graph_input_attn_kv;
+class llm_graph_input_attn_kv_iswa;
+class llm_graph_input_mem_hybrid;
+class llm_graph_input_mem_hybrid_iswa;
 
 //
 // hooks
@@ -37,19 +42,25 @@ private:
     bool is_ok = true;
 };
 
-// in llama_model::create_memory(), where a plain KV cache is made: nullptr unless a scope is active
+// in llama_model::create_memory(), where a memory with attention is made: nullptr unless a scope is active
+// filter, filter_recr: layers with attention, and those with a recurrent state; nullptr for upstream's choice
 // throws if the model cannot have this memory
 llama_memory_i * llama_infllm_create_memory(
         const llama_model & model,
         const llama_memory_params & params,
         const llama_cparams & cparams,
-        const llama_memory_i::layer_filter_cb & filter);
+        const llama_memory_i::layer_filter_cb & filter,
+        const llama_memory_i::layer_filter_cb & filter_recr,
+        const llama_memory_i::layer_reuse_cb & reuse);
 
 // in the constructor of llama_context: throws if a scope is active, but the model made itself a memory of another kind
-void llama_infllm_verify(const llama_model & model, const llama_memory_i * memory);
+void llama_infllm_verify(const llama_model & model, llama_memory_i * memory);
 
-// in build_attn_inp_kv(): nullptr unless the graph is built for this memory
-llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context & graph);
+// in the functions of the same names: nullptr unless the graph is built for this memory
+llm_graph_input_attn_kv         * llama_infllm_build_attn_inp_kv        (const llm_graph_context & graph);
+llm_graph_input_attn_kv_iswa    * llama_infllm_build_attn_inp_kv_iswa   (const llm_graph_context & graph);
+llm_graph_input_mem_hybrid      * llama_infllm_build_inp_mem_hybrid     (const llm_graph_context & graph);
+llm_graph_input_mem_hybrid_iswa * llama_infllm_build_inp_mem_hybrid_iswa(const llm_graph_context & graph);
 
 // In build_attn(): what upstream asks there for keys and values, so that all it does with them is its own code. It is the
 // context of a plain KV cache, unless inp was made by the function above. Then the ubatch is written to the resident buffer,
@@ -62,6 +73,15 @@ public:
             ggml_tensor * q_cur, // [n_embd_head_k, n_head, n_tokens]
             ggml_tensor * sinks,
             float kq_scale);
+
+    // of a model with windows: which layers have one decides hparams.is_swa()
+    llama_infllm_attn(
+            const llm_graph_context & graph,
+            llm_graph_input_attn_kv_iswa * inp,
+            ggml_tensor * q_cur,
+            ggml_tensor * sinks,
+            float kq_scale,
+            bool is_swa);
 
     // used like the pointer that it replaces
     const llama_infllm_attn * operator->() const { return this; }
@@ -77,8 +97,8 @@ public:
 private:
     const llm_graph_context & graph;
 
-    llm_graph_input_attn_kv     * inp_kv;
-    llm_graph_input_attn_infllm * inp; // nullptr: a plain KV cache
+    const llama_kv_cache_context * mctx; // of a plain KV cache
+    llm_graph_input_attn_infllm  * inp;  // nullptr: a plain KV cache
 
     ggml_tensor * q_cur;
     ggml_tensor * sinks;

@@ -12,7 +12,8 @@
 
 llama_infllm_rope::llama_infllm_rope(const llama_model & model, const llama_cparams & cparams, int32_t il) :
     factors    (model.get_rope_factors(cparams, il)),
-    type       (model.hparams.rope_type),
+    // a token of text has one position, by which M-RoPE rotates as RoPE of this type does
+    type       (model.hparams.use_mrope() ? int(LLAMA_ROPE_TYPE_NEOX) : int(model.hparams.rope_type)),
     n_rot      (model.hparams.n_rot(il)),
     n_ctx_orig (cparams.n_ctx_orig_yarn),
     freq_base  (model.get_rope_freq_base (cparams, il)),

@@ -19,6 +19,11 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
     const bool causal = cparams.attention_type == LLAMA_ATTENTION_TYPE_UNSPECIFIED ? hparams.causal_attn :
         cparams.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL;
 
+    bool any_full = false; // a layer with attention to all tokens
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        any_full = any_full || (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il));
+    }
+
     const struct {
         bool         cond;
         const char * why;
@@ -26,12 +31,10 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
         { llama_model_has_encoder(&model),                         "it has an encoder" },
         { !causal,                                                 "its attention is not causal" },
         { llama_model_is_recurrent(&model),                        "it has no attention" },
-        { llama_model_is_hybrid(&model),                           "some of its layers are recurrent" },
-        { hparams.swa_type != LLAMA_SWA_TYPE_NONE,                 "some of its layers attend to a sliding window" },
+        { !any_full,                                               "no layer of it attends to all tokens" },
         { hparams.is_mla(),                                        "it caches latent vectors (MLA) in place of keys" },
         { hparams.indexer_head_size > 0,                           "it selects tokens by itself, with an indexer" },
         { hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f,    "its attention is biased by distance (ALiBi)" },
-        { hparams.use_mrope() || hparams.n_pos_per_embd() > 1,     "its tokens have several positions (M-RoPE)" },
         { model.arch == LLM_ARCH_GROK,                             "flash attention cannot compute it" },
         { model.arch == LLM_ARCH_DFLASH,                           "it writes the cache by itself" },
         { model.split_mode() == LLAMA_SPLIT_MODE_TENSOR,           "its tensors are split over devices, use split_mode = layer" },

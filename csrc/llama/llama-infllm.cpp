@@ -1,7 +1,7 @@
 #include "llama-infllm.h"
 
 #include "llama-infllm-impl.h"
-#include "llama-kv-cache-infllm.h"
+#include "llama-infllm-composite.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -343,6 +343,7 @@ llama_infllm_scope::llama_infllm_scope(const llama_model & model, llama_context_
             }
         }
         params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+        params.swa_full        = false; // a window that holds all tokens would take memory without bound
     }
 
     if (!is_ok) {
@@ -355,11 +356,11 @@ llama_infllm_scope::~llama_infllm_scope() {
 }
 
 static llama_kv_cache_infllm * get_mem(const llama_context * ctx) {
-    return ctx ? dynamic_cast<llama_kv_cache_infllm *>(ctx->get_memory()) : nullptr;
+    return ctx ? llama_infllm_find(ctx->get_memory()) : nullptr;
 }
 
-void llama_infllm_verify(const llama_model & model, const llama_memory_i * memory) {
-    if (request_active && !dynamic_cast<const llama_kv_cache_infllm *>(memory)) {
+void llama_infllm_verify(const llama_model & model, llama_memory_i * memory) {
+    if (request_active && !llama_infllm_find(memory)) {
         llama_infllm_set_error("the InfLLM memory does not support the architecture \"" + model.arch_name() +
                 "\": it keeps its context in a memory of another kind than the plain KV cache");
         throw std::runtime_error(last_error);
@@ -370,10 +371,19 @@ llama_memory_i * llama_infllm_create_memory(
         const llama_model & model,
         const llama_memory_params & params,
         const llama_cparams & cparams,
-        const llama_memory_i::layer_filter_cb & filter) {
+        const llama_memory_i::layer_filter_cb & filter,
+        const llama_memory_i::layer_filter_cb & filter_recr,
+        const llama_memory_i::layer_reuse_cb & reuse) {
     if (!request_active) {
         return nullptr;
     }
+
+    const auto & hparams   = model.hparams;
+    const bool   is_hybrid = llama_model_is_hybrid(&model);
+    const bool   is_swa    = hparams.swa_type != LLAMA_SWA_TYPE_NONE;
+
+    // layers with attention, as llama_memory_hybrid chooses them
+    const auto attends = [&](int32_t il) { return filter ? filter(il) : !is_hybrid || !hparams.is_recr(il); };
 
     try {
         const llama_kv_cache_infllm::params prm = {
@@ -387,7 +397,26 @@ llama_memory_i * llama_infllm_create_memory(
             /*.n_seq_max =*/ cparams.n_seq_max,
         };
 
-        return new llama_kv_cache_infllm(model, cparams, prm, filter);
+        llama_infllm_composite::parts parts;
+        parts.full = std::make_unique<llama_kv_cache_infllm>(model, cparams, prm,
+                [&](int32_t il) { return attends(il) && !hparams.is_swa(il); }, reuse);
+        if (is_swa) {
+            // its size is that of llama_kv_cache_iswa
+            const uint32_t n_seq = cparams.kv_unified ? cparams.n_seq_max : 1;
+            const uint32_t size  = GGML_PAD(std::min(cparams.n_ctx_seq, hparams.n_swa*n_seq + cparams.n_ubatch), 256);
+            parts.swa = std::make_unique<llama_kv_cache>(model, hparams, params.type_k, params.type_v, !cparams.flash_attn,
+                    cparams.offload_kqv, cparams.kv_unified, size, cparams.n_seq_max, 1, hparams.n_swa, hparams.swa_type, nullptr,
+                    [&](int32_t il) { return attends(il) && hparams.is_swa(il); }, reuse, nullptr);
+        }
+        if (is_hybrid) {
+            parts.recr = std::make_unique<llama_memory_recurrent>(model, GGML_TYPE_F32, GGML_TYPE_F32, cparams.offload_kqv,
+                    std::max(1u, cparams.n_seq_max), cparams.n_seq_max, cparams.n_rs_seq,
+                    [&](int32_t il) { return filter_recr ? filter_recr(il) : hparams.is_recr(il); });
+        }
+        if (!parts.swa && !parts.recr) {
+            return parts.full.release();
+        }
+        return new llama_infllm_composite(hparams, std::move(parts));
     } catch (const std::exception & err) {
         llama_infllm_set_error(err.what());
         throw;

@@ -80,7 +80,8 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         const llama_model & model,
         const llama_cparams & cparams,
         const params & params,
-        const layer_filter_cb & filter) :
+        const layer_filter_cb & filter,
+        const layer_reuse_cb & reuse) :
     model(model),
     prm(params),
     cells(infllm::cell_layout::make(
@@ -105,6 +106,10 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
     for (uint32_t il = 0; il < hparams.n_layer_all; ++il) {
         if (!hparams.has_kv(il) || hparams.n_head_kv(il) == 0 || (filter && !filter(il))) {
+            const int32_t il_reuse = reuse ? reuse(il) : -1; // attends to the keys and values of that layer
+            if (const auto it = map_layer_ids.find(il_reuse); it != map_layer_ids.end() && (!filter || filter(il))) {
+                map_layer_ids[il] = it->second;
+            }
             continue;
         }
 
@@ -185,6 +190,11 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
 
         map_layer_ids[il] = layers.size();
         layers.push_back(l);
+    }
+
+    if (layers.empty()) {
+        throw std::runtime_error("the InfLLM memory does not support the architecture \"" + model.arch_name() +
+                "\": no layer of it attends to all tokens");
     }
 
     // zeroed, since attention reads unused cells before it masks them
@@ -382,10 +392,18 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         llama_batch_allocr & balloc, uint32_t n_ubatch, bool embd_all) {
     GGML_UNUSED(embd_all);
 
+    auto ubatches = prepare(balloc, n_ubatch);
+    if (ubatches.empty()) {
+        return std::make_unique<llama_kv_cache_infllm_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+    }
+    return std::make_unique<llama_kv_cache_infllm_context>(this, std::move(ubatches));
+}
+
+std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & balloc, uint32_t n_ubatch) {
     const auto fail = [](const std::string & why) {
         llama_infllm_set_error(why);
         LLAMA_LOG_ERROR("init_batch: %s\n", why.c_str());
-        return std::make_unique<llama_kv_cache_infllm_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
+        return std::vector<llama_ubatch>();
     };
 
     llama_infllm_set_error("");
@@ -406,6 +424,10 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
     // what the batch has of each sequence; a text ends here if its last token alone has an output
     struct part { uint32_t p1; uint32_t n_outputs; bool last_output; };
     const llama_batch & batch = balloc.get_batch();
+    if (batch.embd && model.hparams.n_pos_per_embd() > 1) {
+        return fail("the batch has embeddings, of an image for example, whose tokens have several positions each: "
+                "the InfLLM memory takes text alone");
+    }
     std::vector<part>   parts(seqs.size());
     for (size_t s = 0; s < seqs.size(); ++s) {
         parts[s].p1 = n_tokens[s];
@@ -476,7 +498,7 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
         return fail("there is no memory for more representative keys: free memory, lower n_repr, or shorten the text");
     }
 
-    return std::make_unique<llama_kv_cache_infllm_context>(this, std::move(ubatches));
+    return ubatches;
 }
 
 std::string llama_kv_cache_infllm::check_store(uint64_t n_new) const {
@@ -538,6 +560,16 @@ void llama_kv_cache_infllm::clear(bool data) {
     update_gauges();
 }
 
+bool llama_kv_cache_infllm::can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const {
+    if (seq_id >= llama_seq_id(seqs.size())) {
+        return false;
+    }
+    // a hole would need blocks of varying size
+    const uint32_t n0 = std::max(p0, 0);
+    const uint32_t n1 = seqs[seq_id].n_tokens;
+    return n0 >= n1 || p1 < 0 || uint32_t(p1) >= n1 || p1 <= llama_pos(n0);
+}
+
 bool llama_kv_cache_infllm::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) {
     if (seq_id >= llama_seq_id(seqs.size())) {
         return false;
@@ -545,13 +577,8 @@ bool llama_kv_cache_infllm::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos 
 
     const uint32_t n0 = std::max(p0, 0);
 
-    const auto in_range = [&](const sequence & seq) {
-        // only a tail can be removed: a hole would need blocks of varying size
-        return n0 >= seq.n_tokens || p1 < 0 || uint32_t(p1) >= seq.n_tokens || p1 <= llama_pos(n0);
-    };
-
     for (size_t s = 0; s < seqs.size(); ++s) {
-        if ((seq_id < 0 || seq_id == llama_seq_id(s)) && !in_range(seqs[s])) {
+        if ((seq_id < 0 || seq_id == llama_seq_id(s)) && !can_rm(s, p0, p1)) {
             return false;
         }
     }

@@ -52,12 +52,13 @@ public:
         uint32_t  n_seq_max;
     };
 
-    // filter: layers to leave out; nullptr for none
+    // filter: the layers to be held, nullptr for all; reuse: see llama_memory_i
     llama_kv_cache_infllm(
             const llama_model & model,
             const llama_cparams & cparams,
             const params & params,
-            const layer_filter_cb & filter);
+            const layer_filter_cb & filter,
+            const layer_reuse_cb & reuse);
 
     ~llama_kv_cache_infllm() override;
 
@@ -92,6 +93,18 @@ public:
     //
 
     const llama_infllm_params & get_params() const { return prm.infllm; }
+
+    // Split a batch into ubatches of one sequence, and see that all of it can be taken; if not, none, see
+    // llama_infllm_last_error(), and nothing is changed.
+    std::vector<llama_ubatch> prepare(llama_batch_allocr & balloc, uint32_t n_ubatch);
+
+    uint32_t get_n_seq() const { return seqs.size(); }
+
+    // whether positions [p0, p1) of a sequence can be removed: a tail, or nothing
+    bool can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
+
+    // whether the ubatch that was computed last begins at p0
+    bool is_last_ubatch(llama_seq_id seq_id, llama_pos p0) const { return cur.seq_id == seq_id && llama_pos(cur.p0) == p0; }
 
     bool get_stats(int32_t il, llama_infllm_stats & stats) const;
     void reset_stats();
