@@ -12,6 +12,24 @@ static const ggml_type types_kv[] = {
     GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL,
 };
 
+uint32_t llama_infllm_n_layer(const llama_model * model, uint64_t * n_k, uint64_t * n_v) {
+    const auto & hparams = model->hparams;
+
+    // all layers of this one do both
+    const bool is_either = llama_model_is_hybrid(model) && model->arch != LLM_ARCH_FALCON_H1;
+
+    uint32_t res = 0;
+    *n_k = *n_v = 0;
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il) && !(is_either && hparams.is_recr(il))) {
+            res  += 1;
+            *n_k += hparams.n_embd_k_gqa(il);
+            *n_v += hparams.n_embd_v_gqa(il);
+        }
+    }
+    return res;
+}
+
 // why the attention of the model cannot have this memory, "" if it can
 static std::string why_not_attention(const llama_model & model, const llama_context_params & cparams) {
     const auto & hparams = model.hparams;
@@ -19,10 +37,8 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
     const bool causal = cparams.attention_type == LLAMA_ATTENTION_TYPE_UNSPECIFIED ? hparams.causal_attn :
         cparams.attention_type == LLAMA_ATTENTION_TYPE_CAUSAL;
 
-    bool any_full = false; // a layer with attention to all tokens
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        any_full = any_full || (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il));
-    }
+    uint64_t n_k;
+    uint64_t n_v;
 
     const struct {
         bool         cond;
@@ -31,9 +47,9 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
         { llama_model_has_encoder(&model),                         "it has an encoder" },
         { !causal,                                                 "its attention is not causal" },
         { llama_model_is_recurrent(&model),                        "it has no attention" },
-        { !any_full,                                               "no layer of it attends to all tokens" },
-        { hparams.is_mla(),                                        "it caches latent vectors (MLA) in place of keys" },
+        { llama_infllm_n_layer(&model, &n_k, &n_v) == 0,           "no layer of it attends to all tokens" },
         { hparams.indexer_head_size > 0,                           "it selects tokens by itself, with an indexer" },
+        { hparams.is_mla(),                                        "it caches latent vectors (MLA) in place of keys" },
         { hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f,    "its attention is biased by distance (ALiBi)" },
         { model.arch == LLM_ARCH_GROK,                             "flash attention cannot compute it" },
         { model.arch == LLM_ARCH_DFLASH,                           "it writes the cache by itself" },

@@ -134,6 +134,10 @@ LLAMA_API bool llama_infllm_params_resolve(
 // (a context shorter than that needs, and gets, only n_ctx cells)
 LLAMA_API uint32_t llama_infllm_n_cells(const struct llama_infllm_params * params, uint32_t n_ubatch);
 
+// The layers of a model that attend to all tokens, which the InfLLM memory is for; n_k, n_v: values of K and V that a token has
+// in all of them. Others, of a hybrid model or with a sliding window, keep llama.cpp's memory, which does not grow with n_ctx.
+LLAMA_API uint32_t llama_infllm_n_layer(const struct llama_model * model, uint64_t * n_k, uint64_t * n_v);
+
 // like llama_init_from_model(), with the InfLLM memory
 // returns NULL on failure, see llama_infllm_last_error()
 LLAMA_API struct llama_context * llama_infllm_init_from_model(

@@ -121,6 +121,12 @@ PYBIND11_MODULE(_core, m) {
         .def("n_embd",      [](const model & s) { return llama_model_n_embd     (s.get()); })
         .def("n_layer",     [](const model & s) { return llama_model_n_layer    (s.get()); })
         .def("n_head",      [](const model & s) { return llama_model_n_head     (s.get()); })
+        .def("kv_layers",   [](const model & s) {
+            uint64_t n_k;
+            uint64_t n_v;
+            const uint32_t n_layer = llama_infllm_n_layer(s.get(), &n_k, &n_v);
+            return std::make_tuple(n_layer, n_k, n_v);
+        })
         .def("n_head_kv",   [](const model & s) { return llama_model_n_head_kv  (s.get()); })
         .def("n_params",    [](const model & s) { return llama_model_n_params   (s.get()); })
         .def("size",        [](const model & s) { return llama_model_size       (s.get()); })

