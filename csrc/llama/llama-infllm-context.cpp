@@ -2,6 +2,7 @@
 #include "llama-kv-cache-infllm.h"
 
 #include "llama-impl.h"
+#include "llama-model.h"
 
 #include <algorithm>
 #include <cmath>
@@ -115,16 +116,46 @@ static void fill_mask(T * data, int64_t n_kv, int64_t n, const infllm::cell_layo
     }
 }
 
+// ALiBi (Press et al. 2022, arXiv 2108.12409): in place of 0 the distance, which attention multiplies by the slope of its head;
+// what lies before the ring is at the positions that it has there
+template <typename T>
+static void add_distances(T * data, int64_t n_kv, int64_t n, const infllm::cell_layout & cells,
+        uint32_t p0, uint32_t ring_pos, bool paging, uint32_t shift) {
+    std::vector<uint32_t> pos(n_kv); // of what is in a cell
+    for (uint32_t i = 0; paging && i < cells.ring_begin(); ++i) {
+        pos[i] = i + shift*cells.block_size;
+    }
+    for (uint32_t p = paging ? ring_pos : 0; p < p0 + n; ++p) {
+        pos[cells.cell(p)] = p;
+    }
+
+    const T ninf = llama_cast<T>(-INFINITY);
+    for (int64_t i = 0; i < n; ++i) {
+        for (int64_t j = 0; j < n_kv; ++j) {
+            T & x = data[i*n_kv + j];
+            if (x != ninf) {
+                x = llama_cast<T>(-std::abs(float(int64_t(p0) + i - pos[j])));
+            }
+        }
+    }
+}
+
 void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst, bool causal) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
     const auto &   seq      = mem->seqs[seq_id];
     const uint32_t ring_pos = mem->cells.block_pos(seq.n_offload());
 
+    const auto fill = [&](auto * data) {
+        fill_mask(data, dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
+        if (mem->model.hparams.use_alibi) {
+            add_distances(data, dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), seq.shift);
+        }
+    };
     if (dst->type == GGML_TYPE_F16) {
-        fill_mask(static_cast<ggml_fp16_t *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
+        fill(static_cast<ggml_fp16_t *>(dst->data));
     } else {
-        fill_mask(static_cast<float       *>(dst->data), dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
+        fill(static_cast<float *>(dst->data));
     }
 }
 

@@ -146,7 +146,7 @@ static ggml_tensor * build_attention_sum(
     set_prec_f32(kq);
     pin(graph, kq, l.k);
 
-    ggml_tensor * p = ggml_soft_max_ext(ctx0, kq, inp->self_kq_mask, kq_scale, 0.0f); // [n_kv, n_tokens, n_head]
+    ggml_tensor * p = ggml_soft_max_ext(ctx0, kq, inp->self_kq_mask, kq_scale, graph.hparams.f_max_alibi_bias); // [n_kv, n_tokens, n_head]
     ggml_soft_max_add_sinks(p, sinks);
 
     p = ggml_mul(ctx0, p, inp->window);

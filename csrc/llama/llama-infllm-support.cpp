@@ -50,7 +50,6 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
         { llama_infllm_n_layer(&model, &n_k, &n_v) == 0,           "no layer of it attends to all tokens" },
         { hparams.indexer_head_size > 0,                           "it selects tokens by itself, with an indexer" },
         { hparams.is_mla(),                                        "it caches latent vectors (MLA) in place of keys" },
-        { hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f,    "its attention is biased by distance (ALiBi)" },
         { model.arch == LLM_ARCH_GROK,                             "flash attention cannot compute it" },
         { model.arch == LLM_ARCH_DFLASH,                           "it writes the cache by itself" },
         { model.split_mode() == LLAMA_SPLIT_MODE_TENSOR,           "its tensors are split over devices, use split_mode = layer" },

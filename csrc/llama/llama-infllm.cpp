@@ -213,11 +213,16 @@ bool llama_infllm_params_resolve(
         return false;
     }
 
+    const bool alibi = model->hparams.use_alibi;
     if (res.position == LLAMA_INFLLM_POSITION_AUTO) {
-        res.position = n_ctx <= n_ctx_train ? LLAMA_INFLLM_POSITION_TRUE : LLAMA_INFLLM_POSITION_INFLLM;
+        res.position = n_ctx <= n_ctx_train && !alibi ? LLAMA_INFLLM_POSITION_TRUE : LLAMA_INFLLM_POSITION_INFLLM;
+    }
+    if (res.position == LLAMA_INFLLM_POSITION_TRUE && alibi) {
+        return fail(::format("position = true does not work with \"%s\", whose attention is biased by distance: its layers share one "
+                "mask, but not the blocks that they page in; use position = infllm, or auto", model->arch_name().c_str()));
     }
 
-    if (res.position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
+    if (res.position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE && !alibi) {
         return fail(::format("position = infllm needs a model with RoPE, which \"%s\" has not: use position = true",
                 model->arch_name().c_str()));
     }

@@ -152,7 +152,7 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
                 hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f, model.layers[il].attn_sinks);
 
         l.rope = -1;
-        if (can_page() && hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il)) {
+        if (can_page() && hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il) && !hparams.use_alibi) {
             const llama_infllm_rope rope(model, cparams, il);
             const auto it = std::find_if(ropes.begin(), ropes.end(), [&](const auto & t) { return t.rope == rope; });
             l.rope = it - ropes.begin();
@@ -1058,7 +1058,7 @@ void llama_kv_cache_infllm::set_shift(llama_seq_id seq_id, uint32_t shift) {
         return;
     }
     seq.shift = shift;
-    seq.stale = true;
+    seq.stale = seq.stale || !ropes.empty(); // without RoPE positions are in the mask alone
 
     synchronize();
     for (const auto & l : layers) {

@@ -154,7 +154,7 @@ bool needs_another_memory(const llama_model & model, const llama_context & plain
     const bool composes = dynamic_cast<llama_kv_cache *>(memory) || dynamic_cast<llama_kv_cache_iswa *>(memory) ||
         dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory);
 
-    return !composes || !any_full || hparams.is_mla() || hparams.indexer_head_size > 0 || hparams.use_alibi || hparams.f_max_alibi_bias > 0.0f ||
+    return !composes || !any_full || hparams.is_mla() || hparams.indexer_head_size > 0 ||
         !plain.get_cparams().flash_attn;
 }
 
@@ -182,16 +182,19 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
         ASSERT_TRUE(model);
     }
 
+    // with ALiBi the true positions would be other ones in each layer
+    const auto first_position = model->hparams.use_alibi ? LLAMA_INFLLM_POSITION_INFLLM : LLAMA_INFLLM_POSITION_TRUE;
+
     graph_log log_plain;
     graph_log log;
     const llama_context_ptr plain(llama_init_from_model(model.get(), context_params(&log_plain)));
     ASSERT_TRUE(plain);
 
-    auto       prm       = small_params(LLAMA_INFLLM_POSITION_TRUE);
+    auto       prm       = small_params(first_position);
     const auto cprm      = context_params(&log);
     const bool supported = llama_infllm_params_resolve(model.get(), &cprm, &prm);
 
-    const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, small_params(LLAMA_INFLLM_POSITION_TRUE)));
+    const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, small_params(first_position)));
     EXPECT_EQ(ctx != nullptr, supported);
     EXPECT_EQ(ctx == nullptr, needs_another_memory(*model, *plain)) << llama_infllm_last_error();
     if (!ctx) {
@@ -222,7 +225,11 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
     ASSERT_EQ(feed(plain.get(), tokens, N_FIT, N_FIT + N_UBATCH), feed(ctx.get(), tokens, N_FIT, N_FIT + N_UBATCH));
 
     for (const auto position : { LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM }) {
-        if (position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
+        if (model->hparams.use_alibi ? position == LLAMA_INFLLM_POSITION_TRUE :
+                position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
+            const llama_context_ptr none(llama_infllm_init_from_model(model.get(), context_params(nullptr), small_params(position)));
+            EXPECT_FALSE(none);
+            EXPECT_EQ(std::string(llama_infllm_last_error()).find("position = "), 0u) << llama_infllm_last_error();
             continue;
         }
         const llama_context_ptr far(llama_infllm_init_from_model(model.get(), context_params(nullptr), small_params(position)));
@@ -278,7 +285,7 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
     if (model->pos_embd) {
         auto longer = context_params(nullptr);
         longer.n_ctx = N_CTX + 1;
-        const llama_context_ptr none(llama_infllm_init_from_model(model.get(), longer, small_params(LLAMA_INFLLM_POSITION_TRUE)));
+        const llama_context_ptr none(llama_infllm_init_from_model(model.get(), longer, small_params(first_position)));
         EXPECT_FALSE(none);
         EXPECT_NE(std::string(llama_infllm_last_error()).find("n_ctx = 257"), std::string::npos) << llama_infllm_last_error();
     }
