@@ -3,9 +3,9 @@
     python scripts/check_archs.py                   builds the test in build/archs, runs it, prints the table
     python scripts/check_archs.py --bin-dir BIN     takes the programs of a build that is there
 
-Every model is read with llama.cpp's own memory and with ours: while all tokens fit, graphs and logits must be the
-same, bit for bit; beyond, logits must be finite, tails removed and read again give the same, and so does the pager of
-devices (tests/cpp/test-llama-architectures.cpp).
+Every model is read with llama.cpp's own memory and with ours. While all tokens fit, graphs and logits must be
+the same, bit for bit; beyond, logits must be finite, tails removed and read again give the same, and so does the
+pager of devices (tests/cpp/test-llama-architectures.cpp).
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ PROGRAM = "test-llama-architectures"
 def build() -> Path:
     """Build the test; where the programs are."""
     folder = ROOT / "build" / "archs"
-    for command in (
+    commands: list[list[str | Path]] = [
         ["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DINFLLM_BUILD_TESTS=ON"],
         ["cmake", "--build", folder, "--target", PROGRAM, "--parallel"],
-    ):
+    ]
+    for command in commands:
         subprocess.run(command, check=True, stdout=sys.stderr)
     return folder / "bin"
 
