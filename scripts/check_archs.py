@@ -4,8 +4,8 @@
     python scripts/check_archs.py --bin-dir BIN     takes the programs of a build that is there
 
 Every model is read with llama.cpp's own memory and with ours. While all tokens fit, graphs and logits must be
-the same, bit for bit; beyond, logits must be finite, tails removed and read again give the same, and so does the
-pager of devices (tests/cpp/test-llama-architectures.cpp).
+the same, bit for bit; beyond, logits must be finite, tails removed and read again give the same, and so does
+the pager of devices (tests/cpp/test-llama-architectures.cpp).
 """
 
 from __future__ import annotations
