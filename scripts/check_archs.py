@@ -24,7 +24,8 @@ def build() -> Path:
     """Build the test; where the programs are."""
     folder = ROOT / "build" / "archs"
     commands: list[list[str | Path]] = [
-        ["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DINFLLM_BUILD_TESTS=ON"],
+        ["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DINFLLM_BUILD_TESTS=ON"]
+        + ["-DLLAMA_BUILD_COMMON=ON"],
         ["cmake", "--build", folder, "--target", PROGRAM, "--parallel"],
     ]
     for command in commands:
