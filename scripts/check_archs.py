@@ -18,14 +18,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = "test-llama-architectures"
+OPTIONS = ["CMAKE_BUILD_TYPE=Release", "INFLLM_BUILD_TESTS=ON", "LLAMA_BUILD_COMMON=ON"]
 
 
 def build() -> Path:
     """Build the test; where the programs are."""
     folder = ROOT / "build" / "archs"
     commands: list[list[str | Path]] = [
-        ["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DINFLLM_BUILD_TESTS=ON"]
-        + ["-DLLAMA_BUILD_COMMON=ON"],
+        ["cmake", "-S", ROOT, "-B", folder, *(f"-D{option}" for option in OPTIONS)],
         ["cmake", "--build", folder, "--target", PROGRAM, "--parallel"],
     ]
     for command in commands:
