@@ -63,7 +63,7 @@ llm_graph_input_mem_hybrid      * llama_infllm_build_inp_mem_hybrid     (const l
 llm_graph_input_mem_hybrid_iswa * llama_infllm_build_inp_mem_hybrid_iswa(const llm_graph_context & graph);
 
 // In build_attn(): what upstream asks there for keys and values, so that all it does with them is its own code. It is the
-// context of a plain KV cache, unless inp was made by the function above. Then the ubatch is written to the resident buffer,
+// context of a plain KV cache, unless inp was made by one of the functions above. Then the ubatch is written to the resident buffer,
 // and what get_k() and get_v() give is all that is resident, once the page op is in the graph.
 class llama_infllm_attn {
 public:

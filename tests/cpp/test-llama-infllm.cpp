@@ -301,7 +301,7 @@ TEST_P(InfllmWhole, ContinuesFromPagedBlocks) {
     const int n_plain = n_right(plain.get());
     EXPECT_GE(n_plain, int(n_test)*3/4);
     EXPECT_GE(n_right(infllm.get()), n_plain*3/4);
-    EXPECT_GE(n_right(published.get()), n_plain*2/3); // a few are near a tie, which depends on how the CPU rounds
+    EXPECT_GE(n_right(published.get()), n_plain*3/4);
     EXPECT_LE(n_right(forgetful.get()), n_plain/2); // or this test would see nothing
     EXPECT_GT(get_stats(infllm.get()).n_page_in, 0u);
     EXPECT_GT(get_stats(published.get()).n_page_in, 0u);
