@@ -34,7 +34,7 @@ struct thread_block {
 
 static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
         const pager_layer l, const pager_info * info, const float * q, const uint32_t q_nb1, const uint32_t q_nb2,
-        float * scores, const uint32_t n_row, const uint32_t n_sub) {
+        float * scores, const uint32_t n_row, const uint32_t n_sub, const bool gather) {
     extern __shared__ uint64_t data[];
     __shared__ page_scratch scratch;
 
@@ -43,6 +43,9 @@ static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
     }
     __syncthreads();
     page_select(thread_block(), l, *info, q, q_nb1, q_nb2, scores, n_row, n_sub, scratch);
+    if (threadIdx.x == 0 && gather) {
+        page_count(l, *info);
+    }
 }
 
 // blocks may still be on their way to the host: n_stored have arrived
@@ -266,18 +269,19 @@ void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
 
     const auto   * op     = static_cast<const page_op *>(get_params(dst).userdata);
     const auto   & l      = *op->layer;
-    const bool     sums   = l.n_chunk > 0;
+    const bool     sums   = l.sums_queries();
     const auto   * info   = static_cast<const pager_info *>(dst->src[0]->data);
     const auto   * q      = sums ? dst->src[1] : nullptr;
     const auto   * scores = dst->src[sums ? 2 : 1];
+    const bool     gather = scores || op->again;
     cudaStream_t   stream = ctx.stream();
 
     select_kernel<<<1, N_THREADS_SELECT, page_scratch::size(l), stream>>>(
             l, info, q ? static_cast<const float *>(q->data) : nullptr, q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0,
-            scores ? static_cast<float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0);
+            scores ? static_cast<float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, gather);
     CUDA_CHECK(cudaGetLastError());
 
-    if (scores || op->again) {
+    if (gather) {
         gather_kernel<<<l.cells.n_slot*N_PART, N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
         CUDA_CHECK(cudaGetLastError());
     }

@@ -8,8 +8,8 @@ struct ggml_tensor;
 
 namespace infllm {
 
-// A device that pages by itself: its side of the page op, and what comes between ubatches. One pager serves the layers on
-// one device. Every call comes from the thread that computes.
+// Who pages: its side of the page op, and what comes between ubatches. One pager serves the layers on one device, that of the
+// host all that no device pages. Every call comes from the thread that computes.
 struct pager;
 
 // the blocks [block0, block0 + n_block) of a sequence leave the ring; all before them are in the store. The mean of the keys is
@@ -38,7 +38,7 @@ struct pager_api {
 
     // a ggml_custom_op_t, to be told apart by its address
     //   src[0] I32 [PAGER_INFO_SIZE]              pager_info
-    //   next   F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions; missing if the layer's n_chunk is 0
+    //   next   F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions; missing if they are not summed up
     //   next   F32 [n_row, n_sub]                 scores; missing while nothing is stored, or as the layer before selects
     //   userdata                                  page_op
     void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
@@ -48,27 +48,20 @@ struct page_op {
     pager             * p;
     const pager_layer * layer;
     bool                again; // select what the layer before has selected
+
+    // layers that select the same, which the host pages with this one: of a device without a pager, that saves splits of the graph
+    const pager_layer * const * followers;
+    uint32_t                    n_follower;
 };
 
 // why the code in pager.h cannot handle such a layer, nullptr if it can
 inline const char * pager_refuses(const pager_layer & l) {
     const uint64_t max_scratch = 36*1024; // of the 48 KiB that every CUDA device has, less page_scratch
-    return l.n_embd_head_k > PAGER_MAX_HEAD                    ? "heads have more than 256 values" :
+    return l.type_k != KV_F16 && l.n_embd_head_k > PAGER_MAX_HEAD ? "heads of quantised K have more than 256 values" :
            l.type_k != KV_F16 && l.n_embd_head_k%32 != 0       ? "heads with quantised K are not a multiple of 32 values" :
            page_scratch::size(l) > max_scratch                 ? "topk and max_cached_blocks are too large for its shared memory" :
            store_scratch::size(l) > max_scratch                ? "keys of a token and n_repr are too large for its shared memory" :
                                                                  nullptr;
 }
-
-// where a block's queries end (see representatives.h)
-INFLLM_PORTABLE uint32_t last_query_block(const cell_layout & cells, uint32_t block, uint32_t n_tokens) {
-    const uint32_t n_window = cells.n_local/cells.block_size;
-    const uint32_t last     = block + (n_window > 0 ? n_window : 1);
-    const uint32_t end      = cells.block_of(n_tokens - 1);
-    return last < end ? last : end;
-}
-
-// the pager of the CPU: one thread, no copies that overlap
-const pager_api & host_pager_api();
 
 } // namespace infllm

@@ -61,7 +61,7 @@ bool rotation::apply_f16(uint16_t * x, uint32_t n_vec, uint32_t n_embd_head) con
         s[i0] = -cs[2*i + 1];
         s[i1] =  cs[2*i + 1];
     }
-    rotate(x, n_vec, n_embd_head, n_rot(), neox, c.data(), s.data());
+    rotate(x + rot0, n_vec, n_embd_head, n_rot(), neox, c.data(), s.data());
 
     return true;
 }

@@ -5,7 +5,7 @@
 namespace infllm {
 
 rotation rotation::operator*(const rotation & other) const {
-    assert(n_rot() == other.n_rot() && neox == other.neox);
+    assert(n_rot() == other.n_rot() && neox == other.neox && rot0 == other.rot0);
 
     rotation res = *this;
     for (uint32_t i = 0; i < n_rot(); i += 2) {
@@ -33,7 +33,7 @@ void rotation::apply(float * x, uint32_t n_vec, uint32_t n_embd_head) const {
     const uint32_t d_next = neox ? 1 : 2;
 
     for (uint32_t v = 0; v < n_vec; ++v) {
-        float * x0 = x + std::size_t(v)*n_embd_head;
+        float * x0 = x + std::size_t(v)*n_embd_head + rot0;
         float * x1 = x0 + d_pair;
         for (uint32_t i = 0; i < n_pair; ++i) {
             const float c = cs[2*i];

@@ -10,6 +10,7 @@ namespace infllm {
 // caller's business (llama-infllm-rope.h takes them from ggml_rope_ext); rotations here are composed and applied.
 struct rotation {
     bool neox = false;      // dimensions (i, i + n_rot/2) are rotated together, else (2i, 2i + 1)
+    uint32_t rot0 = 0;      // the first dimension that is rotated
     std::vector<float> cs;  // [n_rot/2][2]
 
     uint32_t n_rot() const { return static_cast<uint32_t>(cs.size()); }
@@ -21,7 +22,7 @@ struct rotation {
     // the rotation by the opposite distance
     rotation inverse() const;
 
-    // x [n_vec][n_embd_head]: rotates the first n_rot dimensions of each vector, in place
+    // x [n_vec][n_embd_head]: rotates n_rot dimensions of each vector from rot0 on, in place
     void apply(float * x, uint32_t n_vec, uint32_t n_embd_head) const;
 
     // the same for IEEE half floats; false, with nothing done, where the processor has no instructions for them or n_rot is

@@ -21,7 +21,8 @@ INFLLM_PORTABLE uint32_t count_selected(const page_in * page_ins, uint32_t n_pag
     return res;
 }
 
-// Which block is in which slot, for one layer of one sequence; slot_table owns one on the host.
+// Which block is in which slot, for one layer of one sequence. Slots are replaced least recently used first, and never while
+// their block is selected.
 struct slot_view {
     static constexpr int32_t NONE = -1;
 
@@ -30,17 +31,50 @@ struct slot_view {
     uint64_t * used;  // [n_slot] tick of the last use, 0: empty
     uint64_t * tick;
 
-    INFLLM_PORTABLE int32_t slot_of(int32_t b) const;
-};
+    INFLLM_PORTABLE int32_t slot_of(int32_t b) const {
+        for (uint32_t s = 0; s < n_slot; ++s) {
+            if (block[s] == b) {
+                return int32_t(s);
+            }
+        }
+        return NONE;
+    }
 
-INFLLM_PORTABLE int32_t slot_view::slot_of(int32_t b) const {
-    for (uint32_t s = 0; s < n_slot; ++s) {
-        if (block[s] == b) {
-            return int32_t(s);
+    // empty all slots
+    void clear() const {
+        remove_from(NONE);
+        *tick = 0;
+    }
+
+    // free the slots of all blocks >= first_block
+    void remove_from(int32_t first_block) const {
+        for (uint32_t s = 0; s < n_slot; ++s) {
+            if (block[s] >= first_block) {
+                block[s] = NONE;
+                used [s] = 0;
+            }
         }
     }
-    return NONE;
-}
+
+    // put a block into a slot, whatever was there; the newer of two calls counts as the more recently used
+    void assign(uint32_t slot, int32_t b) const {
+        block[slot] = b;
+        used [slot] = ++*tick;
+    }
+
+    // of the blocks [0, n_block) the newest that are not resident, into all empty slots; requires n_block >= n_slot
+    void fill(uint32_t n_block) const {
+        int32_t next = int32_t(n_block) - 1;
+        for (uint32_t s = 0; s < n_slot; ++s) {
+            if (block[s] == NONE) {
+                while (slot_of(next) != NONE) {
+                    next--;
+                }
+                assign(s, next);
+            }
+        }
+    }
+};
 
 // Make the selected blocks resident: those in a slot are touched, each of the others replaces the least recently used
 // block, the one in the first slot in a tie, and never one that is selected.

@@ -18,8 +18,8 @@ llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_memory_status
 llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(llama_kv_cache_infllm * mem) :
     status(LLAMA_MEMORY_STATUS_SUCCESS),
     mem(mem),
-    n_kv(mem->layers[0].k->ne[1]),
-    n_block(mem->n_block_cap) {
+    n_kv(mem->layers.n_cells_alloc()),
+    n_block(mem->layers.get_n_block_cap()) {
 }
 
 llama_kv_cache_infllm_context::llama_kv_cache_infllm_context(
@@ -44,15 +44,15 @@ bool llama_kv_cache_infllm_context::apply() {
 
     seq_id = ubatch.seq_id[0][0];
     p0     = ubatch.pos[0];
-    mem->begin_ubatch({ seq_id, p0, ubatch.n_tokens });
+    mem->begin_ubatch(seq_id, p0, ubatch.n_tokens);
 
     const auto & seq   = mem->seqs[seq_id];
-    const auto & cells = mem->cells;
+    const auto & cells = mem->layers.cells;
 
     // used cells are a prefix; pad as llama_kv_cache does, so that graphs can be reused
-    const uint32_t n_used = seq.paging() ? cells.n_cells() : seq.n_tokens;
-    n_kv    = std::min<uint32_t>(mem->layers[0].k->ne[1], GGML_PAD(n_used, 256));
-    n_block = seq.paging() ? std::min<uint32_t>(mem->n_block_cap, GGML_PAD(seq.n_offload(), 64)) : 0;
+    const uint32_t n_used = seq.paging() ? cells.n_cells() : seq.get_n_tokens();
+    n_kv    = std::min<uint32_t>(mem->layers.n_cells_alloc(), GGML_PAD(n_used, 256));
+    n_block = seq.paging() ? std::min<uint32_t>(mem->layers.get_n_block_cap(), GGML_PAD(seq.get_n_offload(), 64)) : 0;
 
     return true;
 }
@@ -66,16 +66,7 @@ const llama_ubatch & llama_kv_cache_infllm_context::get_ubatch() const {
 }
 
 uint32_t llama_kv_cache_infllm_context::get_n_chunk(uint32_t n_tokens) const {
-    return n_tokens == 1 ? 1 : (n_tokens + mem->cells.block_size - 2)/mem->cells.block_size + 1;
-}
-
-uint32_t llama_kv_cache_infllm_context::get_n_sub(uint32_t n_tokens) const {
-    return mem->get_n_sub(n_tokens);
-}
-
-uint32_t llama_kv_cache_infllm_context::get_n_key(uint32_t n_tokens) const {
-    const uint32_t n_score = mem->prm.infllm.n_score;
-    return (n_tokens + n_score - 1)/n_score*n_score;
+    return n_tokens == 1 ? 1 : (n_tokens + mem->layers.cells.block_size - 2)/mem->layers.cells.block_size + 1;
 }
 
 void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
@@ -83,7 +74,7 @@ void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
     auto * data = static_cast<int64_t *>(dst->data);
 
     for (int64_t i = 0; i < dst->ne[0]; ++i) {
-        data[i] = mem->cells.cell(p0 + i);
+        data[i] = mem->layers.cells.cell(p0 + i);
     }
 }
 
@@ -144,12 +135,12 @@ void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst, bool ca
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
     const auto &   seq      = mem->seqs[seq_id];
-    const uint32_t ring_pos = mem->cells.block_pos(seq.n_offload());
+    const uint32_t ring_pos = mem->layers.cells.block_pos(seq.get_n_offload());
 
     const auto fill = [&](auto * data) {
-        fill_mask(data, dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), causal);
+        fill_mask(data, dst->ne[0], dst->ne[1], mem->layers.cells, p0, ring_pos, seq.paging(), causal);
         if (mem->model.hparams.use_alibi) {
-            add_distances(data, dst->ne[0], dst->ne[1], mem->cells, p0, ring_pos, seq.paging(), seq.shift);
+            add_distances(data, dst->ne[0], dst->ne[1], mem->layers.cells, p0, ring_pos, seq.paging(), seq.get_shift());
         }
     };
     if (dst->type == GGML_TYPE_F16) {
@@ -163,7 +154,7 @@ void llama_kv_cache_infllm_context::set_input_w_sum(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<float *>(dst->data);
 
-    const auto &   cells  = mem->cells;
+    const auto &   cells  = mem->layers.cells;
     const uint32_t block0 = p0 < cells.n_init ? 0 : cells.block_of(p0);
 
     std::fill_n(data, ggml_nelements(dst), 0.0f);
@@ -182,7 +173,7 @@ void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
 
     // counted from the end, where the question is
     std::fill_n(data, ggml_nelements(dst), 0.0f);
-    for (const uint32_t len : mem->sub_lengths(ubatches[i_cur].n_tokens)) {
+    for (const uint32_t len : mem->get_selector().sub_lengths(ubatches[i_cur].n_tokens)) {
         for (int64_t i1 = n; i1 > n - ubatches[i_cur].n_tokens; i1 -= len, data += n) {
             const int64_t i0 = std::max<int64_t>(0, i1 - len);
             std::fill(data + i0, data + i1, 1.0f/(i1 - i0));
@@ -194,8 +185,8 @@ void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<float *>(dst->data);
 
-    const auto &   cells = mem->cells;
-    const uint32_t begin = cells.block_pos(mem->seqs[seq_id].n_offload());
+    const auto &   cells = mem->layers.cells;
+    const uint32_t begin = cells.block_pos(mem->seqs[seq_id].get_n_offload());
 
     std::fill_n(data, ggml_nelements(dst), 0.0f);
     for (uint32_t i = 0; i < dst->ne[1]; ++i) {
@@ -209,10 +200,10 @@ void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
 void llama_kv_cache_infllm_context::set_input_scores(ggml_tensor * dst, int32_t il) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
-    std::vector<float> scores(mem->seqs[seq_id].n_offload());
+    std::vector<float> scores(mem->seqs[seq_id].get_n_offload());
     mem->score(il, scores.size(), scores.data(), mem->score_user_data);
 
-    const uint32_t n_repr = mem->prm.infllm.n_repr;
+    const uint32_t n_repr = mem->get_params().n_repr;
     auto * data = static_cast<float *>(dst->data);
     for (size_t b = 0; b < scores.size(); ++b) {
         std::fill_n(data + b*n_repr, n_repr, scores[b]);
@@ -226,10 +217,10 @@ void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
         /*.seq      =*/ seq_id,
         /*.p0       =*/ int32_t(p0),
         /*.n_tokens =*/ int32_t(ubatches[i_cur].n_tokens),
-        /*.n_block  =*/ int32_t(mem->seqs[seq_id].n_offload()),
-        /*.agree    =*/ mem->agree(),
-        /*.place    =*/ mem->cur.place,
-        /*.shift    =*/ int32_t(mem->seqs[seq_id].shift),
+        /*.n_block  =*/ int32_t(mem->seqs[seq_id].get_n_offload()),
+        /*.agree    =*/ mem->get_selector().agrees() && !mem->has_scores(),
+        /*.place    =*/ mem->seqs[seq_id].get_place(),
+        /*.shift    =*/ int32_t(mem->seqs[seq_id].get_shift()),
     };
     std::memcpy(dst->data, &info, sizeof(info));
 }
@@ -240,7 +231,7 @@ void llama_kv_cache_infllm_context::set_input_key_idxs(ggml_tensor * dst) const 
 
     const uint32_t p1 = p0 + ubatches[i_cur].n_tokens;
     for (int64_t i = 0; i < dst->ne[0]; ++i) {
-        data[i] = mem->cells.cell(p1 - dst->ne[0] + i);
+        data[i] = mem->layers.cells.cell(p1 - dst->ne[0] + i);
     }
 }
 
@@ -262,6 +253,6 @@ void llama_kv_cache_infllm_context::set_input_q_shift(ggml_tensor * dst) const {
     // InfLLM, section 3.3: tokens beyond the local window all appear at its far end
     const auto & ubatch = ubatches[i_cur];
     for (int64_t i = 0; i < dst->ne[0]; ++i) {
-        data[i] = int32_t(mem->cells.n_local) - ubatch.pos[i];
+        data[i] = int32_t(mem->layers.cells.n_local) - ubatch.pos[i];
     }
 }

@@ -1,29 +1,146 @@
-#include "../infllm/pager-api.h"
+#include "llama-infllm-host-pager.h"
 
-#include "ggml.h"
+#include "llama-infllm-impl.h"
+
+#include "ggml-backend.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
-#include <vector>
+#include <thread>
 
 namespace infllm {
 
-// the layers of the CPU
+// of threads that all run at the same time, within an op of the graph
+class thread_barrier {
+public:
+    void wait(uint32_t n) {
+        const uint32_t now = round.load(std::memory_order_relaxed);
+        if (n_in.fetch_add(1, std::memory_order_acq_rel) + 1 == n) {
+            n_in.store(0, std::memory_order_relaxed);
+            round.store(now + 1, std::memory_order_release);
+            return;
+        }
+        for (uint32_t i = 0; round.load(std::memory_order_acquire) == now; ++i) {
+            if (i >= N_SPIN) {
+                std::this_thread::yield();
+            }
+        }
+    }
+
+private:
+    static constexpr uint32_t N_SPIN = 2000;
+
+    std::atomic<uint32_t> n_in  { 0 };
+    std::atomic<uint32_t> round { 0 };
+};
+
+// a group of pager.h: the threads of the graph
+class graph_threads {
+public:
+    graph_threads(int ith, int nth, thread_barrier & barrier) : ith(ith), nth(nth), barrier(barrier) {}
+
+    uint32_t rank() const { return ith; }
+    uint32_t size() const { return nth; }
+    void     sync() const { if (nth > 1) { barrier.wait(nth); } }
+    uint32_t add(uint32_t * p, uint32_t n) const {
+        return reinterpret_cast<std::atomic<uint32_t> *>(p)->fetch_add(n, std::memory_order_relaxed);
+    }
+
+private:
+    const uint32_t ith;
+    const uint32_t nth;
+
+    thread_barrier & barrier;
+};
+
+// a group of one thread, which moves whole blocks
+struct host_thread : single_thread {};
+
+static ggml_type to_ggml(kv_type type) {
+    switch (type) {
+        case KV_F16:    return GGML_TYPE_F16;
+        case KV_BF16:   return GGML_TYPE_BF16;
+        case KV_Q8_0:   return GGML_TYPE_Q8_0;
+        case KV_Q4_0:   return GGML_TYPE_Q4_0;
+        case KV_Q4_1:   return GGML_TYPE_Q4_1;
+        case KV_Q5_0:   return GGML_TYPE_Q5_0;
+        case KV_Q5_1:   return GGML_TYPE_Q5_1;
+        case KV_IQ4_NL: return GGML_TYPE_IQ4_NL;
+    }
+    GGML_ABORT("unknown type of K");
+}
+
+// in place of that of pager-rows.h: by vector instructions, or by ggml's conversions; the bits are the same
+static void rotate_k(const host_thread &, const pager_layer & l, uint8_t * rows, uint32_t n, uint32_t src, uint32_t dst) {
+    rotation rot;
+    rot.neox = l.neox;
+    rot.rot0 = l.rot0;
+    for (uint32_t i = 0; i < l.n_rot/2; ++i) {
+        const cos_sin r = rope_move(l, src, dst, i);
+        rot.cs.push_back(r.c);
+        rot.cs.push_back(r.s);
+    }
+
+    const uint32_t n_head = n*l.n_head_kv;
+    if (l.type_k == KV_F16 && rot.apply_f16(reinterpret_cast<uint16_t *>(rows), n_head, l.n_embd_head_k)) {
+        return;
+    }
+    std::vector<float> x(size_t(n)*l.n_embd_k());
+    llama_infllm_to_f32(to_ggml(l.type_k), rows, x.data(), x.size());
+    rot.apply(x.data(), n_head, l.n_embd_head_k);
+    llama_infllm_from_f32(to_ggml(l.type_k), x.data(), rows, n, l.n_embd_k());
+}
+
+void host_rotate_rows(const pager_layer & l, uint8_t * rows, uint32_t n, uint32_t src, uint32_t dst) {
+    if (l.n_rot > 0 && src != dst) {
+        rotate_k(host_thread(), l, rows, n, src, dst);
+    }
+}
+
+void host_load_rows(const pager_layer & l, const uint8_t * data, uint32_t block, uint32_t dst, std::vector<uint8_t> & rows) {
+    rows.resize(l.size_k() + l.size_v());
+    load_rows(host_thread(), l, data, block, dst, 0, l.cells.block_size, rows.data(), rows.data() + l.size_k());
+}
+
+//
+// the pager
+//
+
 struct pager {
     std::vector<pager_layer> layers;
-    std::vector<uint64_t>    scratch;
+
+    const host_pager_hooks * hooks = nullptr;
+
+    thread_barrier barrier;
+
+    // of the threads of an op together
+    page_scratch          scratch = {};
+    std::vector<uint64_t> scratch_data;
+    std::vector<uint64_t> scratch_store;
+    std::vector<uint16_t> repr;
+    std::vector<float>    mean;
+    std::vector<uint8_t>  rows;
 };
 
 static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_seq, uint64_t block_bytes) {
     GGML_UNUSED(n_seq);
     GGML_UNUSED(block_bytes);
 
-    auto * res = new pager { { layers, layers + n_layer }, {} };
-    uint64_t size = 0;
+    auto * res = new pager;
+    res->layers = { layers, layers + n_layer };
+
+    uint64_t size       = 0;
+    uint64_t size_store = 0;
     for (const auto & l : res->layers) {
-        size = std::max({ size, page_scratch::size(l), store_scratch::size(l) });
+        size       = std::max(size,       page_scratch ::size(l));
+        size_store = std::max(size_store, store_scratch::size(l));
     }
-    res->scratch.resize(size/sizeof(uint64_t) + 1);
+    res->scratch_data .resize(size      /sizeof(uint64_t) + 1);
+    res->scratch_store.resize(size_store/sizeof(uint64_t) + 1);
+    if (n_layer > 0) {
+        res->scratch.init(layers[0], res->scratch_data.data());
+    }
     return res;
 }
 
@@ -31,14 +148,50 @@ static void destroy(pager * p) {
     delete p;
 }
 
+void host_pager_set_hooks(pager * p, const host_pager_hooks * hooks) {
+    p->hooks = hooks;
+}
+
+// of a layer in memory of a device: the rows go to the store, and the representative keys are made of these
+static void store_remote(pager * p, const pager_layer & l, const store_job & job, uint32_t block, uint8_t * dst, const store_scratch & scratch) {
+    const auto &   t    = *l.tensors;
+    const uint32_t cell = l.cells.cell(l.cells.block_pos(block));
+    uint8_t *      k    = dst + l.offset;
+
+    ggml_backend_tensor_get(t.k, k, job.seq*t.k->nb[2] + cell*l.row_k, l.size_k());
+    if (t.v) {
+        ggml_backend_tensor_get(t.v, k + l.size_k(), job.seq*t.v->nb[2] + cell*l.row_v, l.size_v());
+    }
+    if (l.n_chunk > 0) {
+        memcpy(k + l.size_k() + l.size_v(), pager_state::of(l, job.seq).sums_of(l, block), l.size_sum());
+    }
+    if (!t.repr) {
+        return;
+    }
+
+    p->mean.clear();
+    if (t.mean && job.block0 > 0) {
+        p->mean.resize(l.n_embd_repr());
+        ggml_backend_tensor_get(t.mean, p->mean.data(), job.seq*t.mean->nb[2], p->mean.size()*sizeof(float));
+    }
+    p->repr.resize(l.n_repr*l.n_embd_repr());
+    store_representatives(single_thread(), l, job.seq, block, last_query_block(l.cells, block, job.n_tokens),
+            p->mean.empty() ? nullptr : p->mean.data(), k, p->repr.data(), scratch);
+    ggml_backend_tensor_set(t.repr, p->repr.data(), job.seq*t.repr->nb[2] + block*l.n_repr*t.repr->nb[1], p->repr.size()*sizeof(uint16_t));
+}
+
 static void store(pager * p, const store_job & job) {
     for (const auto & l : p->layers) {
         store_scratch scratch;
-        scratch.init(l, p->scratch.data());
+        scratch.init(l, p->scratch_store.data());
         for (uint32_t i = 0; i < job.n_block; ++i) {
             const uint32_t block = job.block0 + i;
-            pager_store(single_thread(), l, job.seq, block, last_query_block(l.cells, block, job.n_tokens), job.block0 > 0,
-                    job.data[i], scratch);
+            if (l.k) {
+                pager_store(single_thread(), l, job.seq, block, last_query_block(l.cells, block, job.n_tokens), job.block0 > 0,
+                        job.data[i], scratch);
+            } else {
+                store_remote(p, l, job, block, job.data[i], scratch);
+            }
         }
     }
 }
@@ -47,27 +200,114 @@ static void wait(pager * p) {
     GGML_UNUSED(p);
 }
 
+//
+// the page op
+//
+
+static void count(const pager * p, const pager_layer & l, const pager_info & info, const float * scores) {
+    if (info.n_block == 0) {
+        return;
+    }
+    if (!p->hooks) {
+        page_count(l, info);
+        return;
+    }
+    {
+        std::lock_guard<std::mutex> lock(*p->hooks->mutex);
+        page_count(l, info);
+    }
+    if (p->hooks->on_select) {
+        const pager_state state = pager_state::of(l, info.seq);
+        const uint32_t    n     = std::min<uint32_t>(l.topk, info.n_block);
+        p->hooks->on_select(l, info, scores, count_selected(state.page_ins, *state.n_page_in, l.chosen, n));
+    }
+}
+
+static void gather_remote(pager * p, const pager_layer & l, const pager_info & info, const page_in & in) {
+    const auto &    t    = *l.tensors;
+    const uint8_t * data = l.blocks[uint64_t(info.seq)*l.n_block_max + in.block] + l.offset;
+    const uint32_t  dst  = slot_block(l, info.shift, in);
+    const uint32_t  cell = l.cells.slot_cell(in.slot);
+
+    const uint8_t * k = data;
+    const uint8_t * v = data + l.size_k();
+    if (l.n_rot > 0 && uint32_t(in.block) != dst) {
+        host_load_rows(l, data, in.block, dst, p->rows);
+        k = p->rows.data();
+    }
+    ggml_backend_tensor_set(t.k, k, info.seq*t.k->nb[2] + cell*l.row_k, l.size_k());
+    if (t.v) {
+        ggml_backend_tensor_set(t.v, v, info.seq*t.v->nb[2] + cell*l.row_v, l.size_v());
+    }
+}
+
 static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const auto * op     = static_cast<const page_op *>(userdata);
+    const auto & l      = *op->layer;
+    auto       * p      = op->p;
+    const auto & info   = *static_cast<const pager_info *>(dst->src[0]->data);
+    const auto * q      = l.sums_queries() ? dst->src[1] : nullptr;
+    const auto * scores = dst->src[q ? 2 : 1];
+
+    const graph_threads g(ith, nth, p->barrier);
+
+    const auto select = [&](const auto & group) {
+        page_select(group, l, info, q ? static_cast<const float *>(q->data) : nullptr,
+                q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<float *>(scores->data) : nullptr,
+                scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, p->scratch);
+    };
+    const int64_t n_shared = 1 << 15; // fewer scores are looked through faster than threads wait for each other
+    if (scores && ggml_nelements(scores) >= n_shared) {
+        select(g);
+    } else if (ith == 0) {
+        select(single_thread());
+    }
+    if (!scores && !op->again) {
+        return;
+    }
+    if (ith == 0) {
+        count(p, l, info, l.scores);
+        for (uint32_t i = 0; i < op->n_follower; ++i) {
+            page_select(single_thread(), *op->followers[i], info, nullptr, 0, 0, nullptr, 0, 0, p->scratch);
+            count(p, *op->followers[i], info, l.scores);
+        }
+    }
+    g.sync();
+
+    uint32_t n_all = 0; // page-ins, of which each thread takes its share
+    for (uint32_t j = 0; info.n_block > 0 && j <= op->n_follower; ++j) {
+        const auto &      of    = j == 0 ? l : *op->followers[j - 1];
+        const pager_state state = pager_state::of(of, info.seq);
+        for (uint32_t i = 0; i < *state.n_page_in; ++i) {
+            if (of.k) {
+                if (n_all++%nth == uint32_t(ith)) {
+                    page_gather(host_thread(), of, info, i, 0, 1);
+                }
+            } else if (ith == 0) {
+                gather_remote(p, of, info, state.page_ins[i]);
+            }
+        }
+    }
+}
+
+void host_pager_add_attention(ggml_tensor * dst, int ith, int nth, void * userdata) {
     GGML_UNUSED(nth);
 
     if (ith > 0) {
         return;
     }
+    const auto & l    = *static_cast<const page_op *>(userdata)->layer;
+    const auto & info = *static_cast<const pager_info *>(dst->src[0]->data);
+    const auto * attn = dst->src[1];
+    const auto * data = static_cast<const float *>(attn->data);
 
-    const auto * op     = static_cast<const page_op *>(userdata);
-    const bool   sums   = op->layer->n_chunk > 0;
-    const auto * info   = static_cast<const pager_info *>(dst->src[0]->data);
-    const auto * q      = sums ? dst->src[1] : nullptr;
-    const auto * scores = dst->src[sums ? 2 : 1];
+    const pager_state state = pager_state::of(l, info.seq);
 
-    page_scratch scratch = {};
-    scratch.init(*op->layer, op->p->scratch.data());
-    page_select(single_thread(), *op->layer, *info, q ? static_cast<const float *>(q->data) : nullptr,
-            q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<float *>(scores->data) : nullptr,
-            scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, scratch);
-
-    for (uint32_t i = 0; info->n_block > 0 && i < op->layer->cells.n_slot; ++i) {
-        page_gather(single_thread(), *op->layer, *info, i, 0, 1);
+    for (uint32_t p = l.cells.block_pos(info.n_block); p < uint32_t(info.p0 + info.n_tokens); ++p) {
+        float * sums = state.sums_of(l, l.cells.block_of(p)) + (p - l.cells.n_init)%l.cells.block_size;
+        for (uint32_t h = 0; h < l.n_head; ++h) {
+            sums[h*l.cells.block_size] += data[h*attn->ne[1] + l.cells.cell(p)];
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 #include "llama-infllm-input.h"
 
 #include "llama-infllm-composite.h"
+#include "llama-infllm-graph.h"
 #include "llama-infllm-impl.h"
 
 #include "llama-cparams.h"
@@ -55,8 +56,8 @@ bool llm_graph_input_attn_infllm::can_reuse(const llm_graph_params & params) {
         seq_id  == mctx_infllm->get_seq_id() &&
         n_kv    == mctx_infllm->get_n_kv() &&
         n_block == mctx_infllm->get_n_block() &&
-        n_block_cap == mctx_infllm->get_mem()->get_n_block_cap() &&
-        has_pagers == mctx_infllm->get_mem()->has_pagers() &&
+        n_block_cap == mctx_infllm->get_layers().get_n_block_cap() &&
+        by_devices == mctx_infllm->get_mem()->get_paging().has_devices() &&
         has_scores == mctx_infllm->get_mem()->has_scores();
 }
 
@@ -64,14 +65,12 @@ static std::unique_ptr<llm_graph_input_attn_infllm> build_full(
         const llm_graph_context & graph, const llama_kv_cache_infllm_context * mctx) {
     auto inp = std::make_unique<llm_graph_input_attn_infllm>(graph.hparams, graph.cparams, mctx);
 
-    ggml_context * ctx0     = graph.ctx0;
-    const int64_t  n_tokens = graph.n_tokens;
+    const auto &  layers   = mctx->get_layers();
+    const auto &  selector = *layers.selector;
+    const int64_t n_tokens = graph.n_tokens;
 
     const auto new_input = [&](ggml_type type, int64_t ne0, int64_t ne1, const char * name) {
-        ggml_tensor * t = ggml_new_tensor_2d(ctx0, type, ne0, ne1);
-        ggml_set_input(t);
-        ggml_set_name(t, name);
-        return t;
+        return llama_infllm_new_input(graph, type, ne0, ne1, name);
     };
 
     inp->self_k_idxs      = new_input(GGML_TYPE_I64, n_tokens, 1, "infllm_inp_idxs");
@@ -80,32 +79,23 @@ static std::unique_ptr<llm_graph_input_attn_infllm> build_full(
                                       mctx->get_n_kv(), n_tokens, "attn_inp_kq_mask");
     inp->self_kq_mask_cnv = inp->self_kq_mask;
 
-    if (mctx->get_mem()->published()) {
-        inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
-    } else if (mctx->get_mem()->can_page() && mctx->get_mem()->sums_queries() && n_tokens > 1) {
-        inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
-    }
-    if (mctx->get_n_block() > 0 && mctx->get_mem()->by_keys()) {
-        const int64_t n_key = mctx->get_n_key(n_tokens);
-        inp->key_idxs  = new_input(GGML_TYPE_I32, n_key, 1, "infllm_inp_key_idxs");
-        inp->key_shift = new_input(GGML_TYPE_I32, n_key, 1, "infllm_inp_key_shift");
-        inp->w_mean    = new_input(GGML_TYPE_F32, n_key, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
-    } else if (mctx->get_n_block() > 0) {
-        inp->q_shift = new_input(GGML_TYPE_I32, n_tokens, 1, "infllm_inp_q_shift");
-        if (n_tokens > 1) {
-            inp->w_mean = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_sub(n_tokens), "infllm_inp_w_mean");
+    if (layers.can_page()) {
+        inp->info = new_input(GGML_TYPE_I32, infllm::PAGER_INFO_SIZE, 1, "infllm_inp_info");
+        if (selector.sums_attention()) {
+            inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
+        } else if (selector.sums_queries() && n_tokens > 1) {
+            inp->w_sum = new_input(GGML_TYPE_F32, n_tokens, mctx->get_n_chunk(n_tokens), "infllm_inp_w_sum");
         }
     }
+    if (mctx->get_n_block() > 0) {
+        selector.build_inputs(graph, *inp);
+    }
 
-    if (mctx->get_mem()->rotates_v()) {
+    if (layers.prm.rot_v) {
         inp->self_v_rot = new_input(GGML_TYPE_F32, 64, 64, "attn_inp_v_rot");
     }
 
-    if (mctx->get_mem()->has_pagers()) {
-        inp->info = new_input(GGML_TYPE_I32, infllm::PAGER_INFO_SIZE, 1, "infllm_inp_info");
-    }
-
-    mctx->get_mem()->set_sched(graph.sched);
+    mctx->get_mem()->get_paging().set_sched(graph.sched);
 
     return inp;
 }

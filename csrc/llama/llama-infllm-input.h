@@ -16,8 +16,8 @@ public:
         seq_id(mctx->get_seq_id()),
         n_kv(mctx->get_n_kv()),
         n_block(mctx->get_n_block()),
-        n_block_cap(mctx->get_mem()->get_n_block_cap()),
-        has_pagers(mctx->get_mem()->has_pagers()),
+        n_block_cap(mctx->get_layers().get_n_block_cap()),
+        by_devices(mctx->get_mem()->get_paging().has_devices()),
         has_scores(mctx->get_mem()->has_scores()) {
     }
 
@@ -41,7 +41,7 @@ public:
     const uint32_t     n_kv;
     const uint32_t     n_block;
     const uint32_t     n_block_cap; // representative keys lie elsewhere when it has grown
-    const bool         has_pagers;
+    const bool         by_devices; // whether devices page
     const bool         has_scores;
 };
 

@@ -1,9 +1,6 @@
 #include "llama-infllm-pagers.h"
 
-#include "llama-impl.h"
-
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 using namespace infllm;
@@ -21,71 +18,61 @@ const pager_api * llama_infllm_pagers::find_api(ggml_backend_buffer_type_t buft,
     return get ? static_cast<const pager_api *>(get()) : nullptr;
 }
 
-llama_infllm_pagers::llama_infllm_pagers(uint32_t n_seq, uint64_t pinned_max_bytes) :
-    n_seq(n_seq), pinned_max(pinned_max_bytes) {
+llama_infllm_pagers::llama_infllm_pagers(const pager_api & api, uint32_t n_seq) :
+    api(api), n_seq(n_seq), is_host(&api == &host_pager_api()) {
 }
 
 llama_infllm_pagers::~llama_infllm_pagers() {
     destroy(pagers);
     if (blocks) {
-        shared->free(blocks);
+        api.free(blocks);
     }
 }
 
-void llama_infllm_pagers::destroy(std::vector<pager *> & group) {
-    for (auto * p : group) {
-        shared->destroy(p);
-    }
-    group.clear();
+const llama_infllm_pagers::layer * llama_infllm_pagers::find(uint32_t idx) const {
+    const auto it = std::find_if(layers.begin(), layers.end(), [&](const auto & l) { return l->idx == idx; });
+    return it == layers.end() ? nullptr : it->get();
+}
+
+llama_infllm_pagers::layer * llama_infllm_pagers::find(uint32_t idx) {
+    return const_cast<layer *>(static_cast<const llama_infllm_pagers *>(this)->find(idx));
 }
 
 std::string llama_infllm_pagers::add_layer(
-        const pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-        const pager_layer & shape, ggml_tensor * k, ggml_tensor * v, bool search, ggml_tensor * mean,
-        int32_t rope, uint32_t n_sub_max) {
-    const auto other = std::find_if(layers.begin(), layers.end(), [&](const layer & o) { return o.buft == buft; });
+        ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx, const pager_layer & shape,
+        const layer_tensors & tensors, int32_t rope, uint32_t n_sub_max) {
+    const auto other = std::find_if(layers.begin(), layers.end(), [&](const auto & o) { return o->buft == buft; });
 
-    if (const char * why = pager_refuses(shape)) {
-        return why;
-    }
-    if (shared && shared != &api) { // memory is shared in one way
-        return "other layers are on a device of another kind";
-    }
-    if (!search && other == layers.end()) {
+    if (!tensors.search && other == layers.end()) {
         return "no layer before it has a selection that it can follow";
     }
-    shared = &api;
 
-    layer l = {};
-    l.idx    = idx;
-    l.rope   = rope;
-    l.buft   = buft;
-    l.pl     = shape;
-    l.k      = k;
-    l.v      = v;
-    l.mean   = mean;
-    l.state  = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, pager_state::size(shape), n_seq);
+    auto l = std::make_unique<layer>();
+    l->idx       = idx;
+    l->rope      = rope;
+    l->search    = tensors.search;
+    l->buft      = buft;
+    l->pl        = shape;
+    l->tensors   = { tensors.k, tensors.v, nullptr, tensors.mean };
+    l->n_sub_max = n_sub_max;
+    l->state     = ggml_new_tensor_2d(ctx, GGML_TYPE_I8, pager_state::size(shape), n_seq);
 
-    // layers on a device share what they agree on, and the tables
-    l.first     = other - layers.begin();
-    l.pl.first  = other == layers.end();
-    l.chosen    = l.pl.first ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk) : other->chosen;
-    l.n_sub_max = n_sub_max;
+    // layers with one pager share what they agree on, and the tables
+    l->group  = other - layers.begin();
+    l->chosen = other == layers.end() ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk) : (*other)->chosen;
 
-    const auto same = std::find_if(layers.begin(), layers.end(), [&](const layer & o) {
-        return o.buft == buft && o.rope == rope;
-    });
+    const auto same = std::find_if(layers.begin(), layers.end(), [&](const auto & o) { return o->buft == buft && o->rope == rope; });
     if (same != layers.end()) {
-        l.rope_low  = same->rope_low;
-        l.rope_high = same->rope_high;
-        l.rope_undo = same->rope_undo;
+        l->rope_low  = (*same)->rope_low;
+        l->rope_high = (*same)->rope_high;
+        l->rope_undo = (*same)->rope_undo;
     } else if (rope >= 0) {
-        l.rope_low  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, block_rotations::n_low (shape.n_block_max));
-        l.rope_high = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, block_rotations::n_high(shape.n_block_max));
-        l.rope_undo = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, shape.cells.block_size);
+        l->rope_low  = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, block_rotations::n_low (shape.n_block_max));
+        l->rope_high = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, block_rotations::n_high(shape.n_block_max));
+        l->rope_undo = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, shape.n_rot, shape.cells.block_size);
     }
 
-    layers.push_back(l);
+    layers.push_back(std::move(l));
     return "";
 }
 
@@ -101,74 +88,133 @@ void llama_infllm_pagers::start(uint64_t block_bytes, const rotations & low, con
     this->block_bytes = block_bytes;
 
     for (auto & l : layers) {
-        if (l.rope_low) {
-            set_rotations(l.rope_low,  low (l.rope));
-            set_rotations(l.rope_high, high(l.rope));
-            set_rotations(l.rope_undo, undo(l.rope));
-            l.pl.rope_low  = static_cast<const float *>(l.rope_low ->data);
-            l.pl.rope_high = static_cast<const float *>(l.rope_high->data);
-            l.pl.rope_undo = static_cast<const float *>(l.rope_undo->data);
+        if (l->rope_low) {
+            set_rotations(l->rope_low,  low (l->rope));
+            set_rotations(l->rope_high, high(l->rope));
+            set_rotations(l->rope_undo, undo(l->rope));
+            l->pl.rope_low  = static_cast<const float *>(l->rope_low ->data);
+            l->pl.rope_high = static_cast<const float *>(l->rope_high->data);
+            l->pl.rope_undo = static_cast<const float *>(l->rope_undo->data);
         }
-        l.pl.k        = static_cast<uint8_t *>(l.k     ->data);
-        l.pl.v        = static_cast<uint8_t *>(l.v     ->data);
-        l.pl.mean     = l.mean ? static_cast<const float *>(l.mean->data) : nullptr;
-        l.pl.state    = static_cast<uint8_t *>(l.state ->data);
-        l.pl.chosen   = static_cast<int32_t *>(l.chosen->data);
-        l.pl.stride_k = l.k->nb[2];
-        l.pl.stride_v = l.v->nb[2];
+        l->pl.state  = static_cast<uint8_t *>(l->state ->data);
+        l->pl.chosen = static_cast<int32_t *>(l->chosen->data);
+
+        const auto & t = l->tensors;
+        l->pl.stride_k = t.k->nb[2];
+        l->pl.stride_v = t.v ? t.v->nb[2] : 0;
+        if (is_host && !ggml_backend_buffer_is_host(t.k->buffer)) {
+            l->pl.tensors = &l->tensors;
+        } else {
+            l->pl.k    = static_cast<uint8_t *>(t.k->data);
+            l->pl.v    = t.v    ? static_cast<uint8_t *>(t.v->data) : nullptr;
+            l->pl.mean = t.mean ? static_cast<const float *>(t.mean->data) : nullptr;
+        }
     }
 }
 
 void llama_infllm_pagers::make_blocks(ggml_context * ctx, uint32_t idx, uint32_t n_block) {
-    auto * l = find(idx);
+    auto *     l       = find(idx);
+    const auto & first = layers[l->group];
 
     l->scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_block);
-    l->sums   = l->pl.first ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_block, l->n_sub_max) : layers[l->first].sums;
+    l->sums   = l == first.get() ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_block, l->n_sub_max) : first->sums;
+}
+
+void llama_infllm_pagers::set_firsts(std::vector<pager_layer> & pls) const {
+    std::vector<uint32_t> seen;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        pls[i].first = layers[i]->active && std::find(seen.begin(), seen.end(), layers[i]->group) == seen.end();
+        if (layers[i]->active) {
+            seen.push_back(layers[i]->group);
+        }
+    }
+}
+
+std::vector<pager *> llama_infllm_pagers::create(const std::vector<pager_layer> & pls) const {
+    std::vector<pager *> res(layers.size());
+    for (uint32_t i = 0; i < layers.size(); ++i) {
+        if (layers[i]->group != i) {
+            res[i] = res[layers[i]->group];
+            continue;
+        }
+        std::vector<pager_layer> group;
+        for (uint32_t j = i; j < layers.size(); ++j) {
+            if (layers[j]->group == i && layers[j]->active) {
+                group.push_back(pls[j]);
+            }
+        }
+        res[i] = api.create(group.data(), group.size(), n_seq, block_bytes);
+        if (!res[i]) {
+            res.resize(i);
+            destroy(res);
+            return {};
+        }
+        if (is_host) {
+            host_pager_set_hooks(res[i], hooks);
+        }
+    }
+    return res;
+}
+
+void llama_infllm_pagers::destroy(std::vector<pager *> & pagers) const {
+    for (size_t i = 0; i < pagers.size(); ++i) {
+        if (layers[i]->group == i) {
+            api.destroy(pagers[i]);
+        }
+    }
+    pagers.clear();
+}
+
+// layers have their shapes already
+void llama_infllm_pagers::use(std::vector<pager *> pagers_new) {
+    destroy(pagers);
+    pagers = std::move(pagers_new);
+
+    layer * leader = nullptr; // what follows it on the host
+    for (auto & l : layers) {
+        l->followers.clear();
+        l->is_follower = is_host && l->active && !l->search && leader;
+        if (l->is_follower) {
+            leader->followers.push_back(&l->pl);
+        } else if (l->active) {
+            leader = l.get();
+        }
+    }
+    for (size_t i = 0; i < layers.size(); ++i) {
+        auto & l = *layers[i];
+        l.ops[OP_SEARCH] = { pagers[i], &l.pl, false, l.followers.data(), uint32_t(l.followers.size()) };
+        l.ops[OP_ALONE]  = { pagers[i], &l.pl, false, nullptr, 0 };
+        l.ops[OP_AGAIN]  = { pagers[i], &l.pl, true,  nullptr, 0 };
+    }
 }
 
 bool llama_infllm_pagers::set_blocks(
         uint32_t n_block, const std::function<ggml_tensor * (uint32_t idx)> & repr, const std::vector<uint32_t> & n_stored) {
     const uint32_t n_old = this->n_block;
 
-    auto ** blocks_new = static_cast<const uint8_t **>(shared->alloc(size_t(n_seq)*n_block*sizeof(uint8_t *)));
+    const size_t size       = size_t(n_seq)*n_block*sizeof(uint8_t *);
+    auto **      blocks_new = static_cast<const uint8_t **>(api.alloc(size));
+    if (blocks_new) {
+        std::memset(blocks_new, 0, size);
+    }
 
-    std::vector<pager_layer>     pls;
-    std::vector<pager *>         pagers_new;
-    std::vector<infllm::pager *> pager_of; // layer
+    std::vector<pager_layer> pls;
     for (auto & l : layers) {
-        pager_layer pl = l.pl;
-        const auto * t = repr(l.idx);
+        pager_layer pl = l->pl;
+        const auto * t = repr(l->idx);
         pl.n_block_max = n_block;
-        pl.repr        = t ? static_cast<uint16_t *>(t->data) : nullptr;
-        pl.scores      = static_cast<float *>(l.scores->data);
-        pl.sums        = static_cast<float *>(l.sums  ->data);
+        pl.repr        = t && !pl.tensors ? static_cast<uint16_t *>(t->data) : nullptr;
+        pl.scores      = static_cast<float *>(l->scores->data);
+        pl.sums        = static_cast<float *>(l->sums  ->data);
         pl.blocks      = blocks_new;
         pls.push_back(pl);
     }
+    set_firsts(pls);
 
-    bool ok = blocks_new != nullptr;
-    for (uint32_t i = 0; ok && i < layers.size(); ++i) {
-        if (!layers[i].pl.first) {
-            pager_of.push_back(pager_of[layers[i].first]);
-            continue;
-        }
-        std::vector<pager_layer> group;
-        for (uint32_t j = i; j < layers.size(); ++j) {
-            if (j == i || layers[j].first == i) {
-                group.push_back(pls[j]);
-            }
-        }
-        auto * p = shared->create(group.data(), group.size(), n_seq, block_bytes);
-        ok = p != nullptr;
-        if (ok) {
-            pagers_new.push_back(p);
-            pager_of.push_back(p);
-        }
-    }
-    if (!ok) {
-        destroy(pagers_new);
+    auto pagers_new = blocks_new ? create(pls) : std::vector<pager *>();
+    if (pagers_new.empty()) {
         if (blocks_new) {
-            shared->free(blocks_new);
+            api.free(blocks_new);
         }
         return false;
     }
@@ -176,163 +222,142 @@ bool llama_infllm_pagers::set_blocks(
     for (uint32_t s = 0; s < n_seq; ++s) {
         std::copy_n(blocks + size_t(s)*n_old, n_stored[s], blocks_new + size_t(s)*n_block);
     }
-    destroy(pagers);
     if (blocks) {
-        shared->free(blocks);
+        wait();
+        api.free(blocks);
     }
     this->n_block = n_block;
     blocks        = blocks_new;
-    pagers        = std::move(pagers_new);
-    for (uint32_t i = 0; i < layers.size(); ++i) {
-        auto & l = layers[i];
-        l.pl       = pls[i];
-        l.op       = { pager_of[i], &l.pl, false };
-        l.op_again = { pager_of[i], &l.pl, true  };
+    for (size_t i = 0; i < layers.size(); ++i) {
+        layers[i]->tensors.repr = repr(layers[i]->idx);
+        layers[i]->pl           = pls[i];
     }
+    use(std::move(pagers_new));
     for (uint32_t s = 0; s < n_seq; ++s) {
         store({ s, n_stored[s], 0, 0, nullptr }); // they are in the store already
     }
     return true;
 }
 
-const llama_infllm_pagers::layer * llama_infllm_pagers::find(uint32_t idx) const {
-    const auto it = std::find_if(layers.begin(), layers.end(), [&](const layer & l) { return l.idx == idx; });
-    return it == layers.end() ? nullptr : &*it;
+void llama_infllm_pagers::set_active(const std::function<bool(uint32_t idx)> & is_active) {
+    std::vector<pager_layer> pls;
+    for (auto & l : layers) {
+        l->active = is_active(l->idx);
+        pls.push_back(l->pl);
+    }
+    if (pagers.empty()) {
+        return; // set_blocks() will see to it
+    }
+    set_firsts(pls);
+    for (size_t i = 0; i < layers.size(); ++i) {
+        layers[i]->pl = pls[i];
+    }
+    use(create(pls));
 }
 
-llama_infllm_pagers::layer * llama_infllm_pagers::find(uint32_t idx) {
-    return const_cast<layer *>(static_cast<const llama_infllm_pagers *>(this)->find(idx));
+void llama_infllm_pagers::set_hooks(const host_pager_hooks * hooks) {
+    this->hooks = hooks;
+    for (auto * p : pagers) {
+        host_pager_set_hooks(p, hooks);
+    }
 }
 
-page_op * llama_infllm_pagers::op(uint32_t idx, bool again) {
-    auto * l = find(idx);
-    return !l ? nullptr : again ? &l->op_again : &l->op;
+page_op * llama_infllm_pagers::get_op(uint32_t idx, op_kind kind) {
+    return &find(idx)->ops[kind];
 }
 
-void * llama_infllm_pagers::alloc_pinned(size_t size) {
-    const bool limited = pinned_max > 0 && pinned_bytes + size > pinned_max;
-
-    void * ptr = limited ? nullptr : shared->alloc(size);
-    if (!ptr) {
-        is_limited = limited;
-        return nullptr;
-    }
-    pinned[ptr]   = size;
-    pinned_bytes += size;
-    return ptr;
-}
-
-void * llama_infllm_pagers::alloc(size_t size) {
-    if (void * ptr = alloc_pinned(size)) {
-        return ptr;
-    }
-    void * ptr = std::malloc(size);
-    if (ptr) {
-        pageable.insert(ptr);
-    }
-    return ptr;
-}
-
-void * llama_infllm_pagers::pin(void * ptr, size_t size) {
-    if (pageable.count(ptr) == 0) {
-        return ptr;
-    }
-    void * res = alloc_pinned(size);
-    if (res) {
-        std::memcpy(res, ptr, size);
-        this->free(ptr);
-    }
-    return res;
-}
-
-std::string llama_infllm_pagers::why_pageable() const {
-    if (pageable.empty()) {
-        return "";
-    }
-    return is_limited ? ::format("pinned_max_bytes = %.1f MiB is reached", pinned_max/1024.0/1024.0)
-                      : ::format("no more than %.1f MiB of memory can be pinned", pinned_bytes/1024.0/1024.0);
-}
-
-void llama_infllm_pagers::free(void * ptr) {
-    if (pageable.erase(ptr) > 0) {
-        std::free(ptr);
-        return;
-    }
-    const auto it = pinned.find(ptr);
-    pinned_bytes -= it->second;
-    pinned.erase(it);
-    shared->free(ptr);
+bool llama_infllm_pagers::is_follower(uint32_t idx) const {
+    return find(idx)->is_follower;
 }
 
 void llama_infllm_pagers::set_block(uint32_t seq, uint32_t block, const uint8_t * data) {
     blocks[size_t(seq)*n_block + block] = data;
 }
 
+void llama_infllm_pagers::move_blocks(const std::function<const uint8_t * (const uint8_t *)> & moved) {
+    for (size_t i = 0; i < size_t(n_seq)*n_block; ++i) {
+        blocks[i] = moved(blocks[i]);
+    }
+}
+
+void llama_infllm_pagers::take_blocks(const llama_infllm_pagers & from, const std::vector<uint32_t> & n_stored) {
+    for (uint32_t s = 0; s < n_seq; ++s) {
+        std::copy_n(from.blocks + size_t(s)*from.n_block, n_stored[s], blocks + size_t(s)*n_block);
+        store({ s, n_stored[s], 0, 0, nullptr }); // they are in the store already
+    }
+}
+
 void llama_infllm_pagers::store(const store_job & job) {
-    for (auto * p : pagers) {
-        shared->store(p, job);
+    for (size_t i = 0; i < pagers.size(); ++i) {
+        if (layers[i]->group == i) {
+            api.store(pagers[i], job);
+        }
     }
 }
 
 void llama_infllm_pagers::wait() {
-    for (auto * p : pagers) {
-        shared->wait(p);
+    for (size_t i = 0; i < pagers.size(); ++i) {
+        if (layers[i]->group == i) {
+            api.wait(pagers[i]);
+        }
     }
 }
 
-void llama_infllm_pagers::pull(uint32_t idx, uint32_t seq, slot_table & slots, std::vector<float> & q_sum) const {
-    const auto * l = find(idx);
+void llama_infllm_pagers::read(uint32_t idx, uint32_t seq, const state_fun & f) const {
+    const auto * l    = find(idx);
+    const size_t size = l->state->nb[1];
 
-    std::vector<uint64_t> data(l->state->nb[1]/sizeof(uint64_t));
-    ggml_backend_tensor_get(l->state, data.data(), seq*l->state->nb[1], l->state->nb[1]);
-
-    const auto      from = pager_state::at(l->pl, reinterpret_cast<uint8_t *>(data.data()));
-    const slot_view to   = slots.view();
-    std::copy_n(from.slots.block, to.n_slot, to.block);
-    std::copy_n(from.slots.used,  to.n_slot, to.used);
-    *to.tick = *from.slots.tick;
-    std::copy_n(from.q_sum, q_sum.size(), q_sum.data());
+    if (ggml_backend_buffer_is_host(l->state->buffer)) {
+        f(l->pl, pager_state::of(l->pl, seq));
+        return;
+    }
+    std::vector<uint64_t> data(size/sizeof(uint64_t));
+    ggml_backend_tensor_get(l->state, data.data(), seq*size, size);
+    f(l->pl, pager_state::at(l->pl, reinterpret_cast<uint8_t *>(data.data())));
 }
 
-void llama_infllm_pagers::push(uint32_t idx, uint32_t seq, slot_table & slots, const std::vector<float> & q_sum) {
-    auto * l = find(idx);
+void llama_infllm_pagers::edit(uint32_t idx, uint32_t seq, const state_fun & f) {
+    const auto * l    = find(idx);
+    const size_t size = l->state->nb[1];
 
-    std::vector<uint64_t> data(l->state->nb[1]/sizeof(uint64_t));
-    ggml_backend_tensor_get(l->state, data.data(), seq*l->state->nb[1], sizeof(pager_stats));
+    read(idx, seq, [&](const pager_layer & pl, const pager_state & state) {
+        f(pl, state);
+        if (!ggml_backend_buffer_is_host(l->state->buffer)) {
+            ggml_backend_tensor_set(l->state, state.stats, seq*size, size); // it begins with them
+        }
+    });
+}
 
-    const auto      to   = pager_state::at(l->pl, reinterpret_cast<uint8_t *>(data.data()));
-    const slot_view from = slots.view();
-    std::copy_n(from.block, from.n_slot, to.slots.block);
-    std::copy_n(from.used,  from.n_slot, to.slots.used);
-    *to.slots.tick = *from.tick;
-    std::copy_n(q_sum.data(), q_sum.size(), to.q_sum);
+void llama_infllm_pagers::take(uint32_t idx, const llama_infllm_pagers & from) {
+    const auto * src = from.find(idx)->state;
+    auto       * dst = find(idx)->state;
 
-    ggml_backend_tensor_set(l->state, data.data(), seq*l->state->nb[1], l->state->nb[1]);
+    std::vector<uint8_t> data(ggml_nbytes(src));
+    ggml_backend_tensor_get(src, data.data(), 0, data.size());
+    ggml_backend_tensor_set(dst, data.data(), 0, data.size());
 }
 
 void llama_infllm_pagers::copy_seq(uint32_t src, uint32_t dst, uint32_t n_stored) {
-    if (layers.empty()) {
-        return;
-    }
     std::copy_n(blocks + size_t(src)*n_block, n_stored, blocks + size_t(dst)*n_block);
     store({ dst, n_stored, 0, 0, nullptr }); // they are in the store already
 
     std::vector<uint8_t> data;
     for (auto & l : layers) {
-        data.resize(l.state->nb[1]);
-        ggml_backend_tensor_get(l.state, data.data(), src*data.size(), data.size());
-        ggml_backend_tensor_get(l.state, data.data(), dst*data.size(), sizeof(pager_stats)); // not copied
-        ggml_backend_tensor_set(l.state, data.data(), dst*data.size(), data.size());
+        const size_t size = l->state->nb[1];
+        data.resize(size);
+        ggml_backend_tensor_get(l->state, data.data(), src*size, size);
+        ggml_backend_tensor_get(l->state, data.data(), dst*size, sizeof(pager_stats));
+        ggml_backend_tensor_set(l->state, data.data(), dst*size, size);
     }
 }
 
 pager_stats llama_infllm_pagers::get_stats(uint32_t idx) const {
-    const auto * l = find(idx);
+    const auto * state = find(idx)->state;
 
     pager_stats res = {};
-    for (uint32_t s = 0; l && s < n_seq; ++s) {
+    for (uint32_t s = 0; s < n_seq; ++s) {
         pager_stats stats;
-        ggml_backend_tensor_get(l->state, &stats, s*l->state->nb[1], sizeof(stats));
+        ggml_backend_tensor_get(state, &stats, s*state->nb[1], sizeof(stats));
         res.n_select   += stats.n_select;
         res.n_selected += stats.n_selected;
         res.n_page_in  += stats.n_page_in;
@@ -345,7 +370,7 @@ void llama_infllm_pagers::reset_stats() {
     const pager_stats zero = {};
     for (auto & l : layers) {
         for (uint32_t s = 0; s < n_seq; ++s) {
-            ggml_backend_tensor_set(l.state, &zero, s*l.state->nb[1], sizeof(zero));
+            ggml_backend_tensor_set(l->state, &zero, s*l->state->nb[1], sizeof(zero));
         }
     }
 }

@@ -1,39 +1,43 @@
 #pragma once
 
-#include "../infllm/pager-api.h"
-#include "../infllm/rotation.h"
-#include "../infllm/slot-table.h"
+#include "llama-infllm-host-pager.h"
 
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 
 #include <cstdint>
 #include <functional>
-#include <map>
+#include <memory>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
-// Layers whose devices page by themselves (design.md: device-paged), as llama_kv_cache_infllm deals with them. Tensors of
-// the device's side of such a layer are made with its K and V, and what host and device share comes from the devices' API.
+// The pagers of one API, and the layers that they can page: the host's, or those of devices that page by themselves. They own the
+// state of these layers (infllm::pager_state): slots, sums, counters. Every layer has a pager of the host; one that its device can
+// page, too, goes over from one to the other with take().
 class llama_infllm_pagers {
 public:
     // the API of a device, if it has one: CUDA does; the CPU when force is set, which is for tests
     static const infllm::pager_api * find_api(ggml_backend_buffer_type_t buft, bool force);
 
-    llama_infllm_pagers(uint32_t n_seq, uint64_t pinned_max_bytes);
+    llama_infllm_pagers(const infllm::pager_api & api, uint32_t n_seq);
     ~llama_infllm_pagers();
 
     llama_infllm_pagers(const llama_infllm_pagers &)             = delete;
     llama_infllm_pagers & operator=(const llama_infllm_pagers &) = delete;
 
-    // Make the tensors of a layer in ctx; shape has all but its pointers. Returns why it cannot be paged by its device, "" if
-    // it can.
+    struct layer_tensors {
+        ggml_tensor * k;
+        ggml_tensor * v;    // nullptr: values are part of the keys
+        ggml_tensor * mean; // may be nullptr
+        bool          search;
+    };
+
+    // Make the tensors of a layer in ctx, which will be allocated in a buffer of type buft; shape has all but its pointers. Layers
+    // of one type of buffer have one pager. Returns why it cannot be paged, "" if it can.
     //   rope       index of its RoPE, -1: none
     //   n_sub_max  sub-chunks of a ubatch
-    std::string add_layer(const infllm::pager_api & api, ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx,
-            const infllm::pager_layer & shape, ggml_tensor * k, ggml_tensor * v, bool search, ggml_tensor * mean,
-            int32_t rope, uint32_t n_sub_max);
+    std::string add_layer(ggml_context * ctx, ggml_backend_buffer_type_t buft, uint32_t idx, const infllm::pager_layer & shape,
+            const layer_tensors & tensors, int32_t rope, uint32_t n_sub_max);
 
     // once the tensors are allocated; set_blocks() must follow
     using rotations = std::function<const std::vector<infllm::rotation> & (int32_t i)>; // of RoPE i
@@ -47,29 +51,60 @@ public:
     bool set_blocks (uint32_t n_block, const std::function<ggml_tensor * (uint32_t idx)> & repr, const std::vector<uint32_t> & n_stored);
 
     bool     empty()       const { return layers.empty(); }
+    bool     has(uint32_t idx) const { return find(idx) != nullptr; }
     uint32_t get_n_block() const { return n_block; }
 
-    // how layer idx is paged; nullptr: by the host
-    const infllm::pager_api * api(uint32_t idx) const { return find(idx) ? shared : nullptr; }
-    infllm::page_op         * op (uint32_t idx, bool again);
+    ggml_backend_buffer_type_t get_buft(uint32_t idx) const { return find(idx)->buft; }
 
-    // memory for the store, which devices must be able to read; what cannot be pinned is given all the same, and then
-    // why_pageable() says why: the host has to take over
-    void *      alloc(size_t size);
-    void        free (void * ptr);
-    std::string why_pageable() const;
+    const infllm::pager_layer & get_layer(uint32_t idx) const { return find(idx)->pl; }
 
-    // ptr, if it is pinned; else pinned memory with the same bytes in its place, nullptr if there still is none
-    void * pin(void * ptr, size_t size);
+    // which layers are paged here from now on; all of them, unless it is said
+    void set_active(const std::function<bool(uint32_t idx)> & is_active);
+
+    // of the host's pager; must outlive this
+    void set_hooks(const infllm::host_pager_hooks * hooks);
+
+    //
+    // the page op
+    //
+
+    enum op_kind {
+        OP_SEARCH,  // select by scores, and page followers with it, where the host does so
+        OP_ALONE,   // select by scores that layers have of their own
+        OP_AGAIN,   // select what the layer before has selected
+    };
+
+    ggml_custom_op_t get_fun() const { return api.page; }
+
+    infllm::page_op * get_op(uint32_t idx, op_kind kind);
+
+    // whether a layer is paged with one before it
+    bool is_follower(uint32_t idx) const;
+
+    //
+    // between ubatches
+    //
 
     void set_block(uint32_t seq, uint32_t block, const uint8_t * data);
+
+    // for every block that is known: where it lies now
+    void move_blocks(const std::function<const uint8_t * (const uint8_t *)> & moved);
+
+    // the same blocks as others, of which there are n_stored [n_seq]
+    void take_blocks(const llama_infllm_pagers & from, const std::vector<uint32_t> & n_stored);
 
     void store(const infllm::store_job & job);
     void wait();
 
-    // what changes from ubatch to ubatch, from the device and to it; the graph must not be running
-    void pull(uint32_t idx, uint32_t seq, infllm::slot_table & slots, std::vector<float> & q_sum) const;
-    void push(uint32_t idx, uint32_t seq, infllm::slot_table & slots, const std::vector<float> & q_sum);
+    // read or change the state of a layer and a sequence; the graph must not be running
+    using state_fun = std::function<void(const infllm::pager_layer & l, const infllm::pager_state & state)>;
+    void read(uint32_t idx, uint32_t seq, const state_fun & f) const;
+    void edit(uint32_t idx, uint32_t seq, const state_fun & f);
+
+    // take the state of a layer over from another pager, counters and all
+    void take(uint32_t idx, const llama_infllm_pagers & from);
+
+    // the state of all layers, without the counters, and n_stored blocks
     void copy_seq(uint32_t src, uint32_t dst, uint32_t n_stored);
 
     infllm::pager_stats get_stats(uint32_t idx) const;
@@ -79,16 +114,19 @@ private:
     struct layer {
         uint32_t idx;
         int32_t  rope;
+        bool     search;
+        bool     active = true;
 
         ggml_backend_buffer_type_t buft;
 
-        infllm::pager_layer pl;
-        infllm::page_op     op;
-        infllm::page_op     op_again;
+        infllm::pager_layer   pl;
+        infllm::pager_tensors tensors;
+        infllm::page_op       ops[3]; // by op_kind
 
-        ggml_tensor * k;
-        ggml_tensor * v;
-        ggml_tensor * mean;
+        std::vector<const infllm::pager_layer *> followers;
+
+        bool is_follower = false;
+
         ggml_tensor * state;  // I8  [pager_state::size, n_seq]
         ggml_tensor * chosen; // I32 [topk]
         ggml_tensor * scores; // F32 [n_block_max], as made last
@@ -97,31 +135,29 @@ private:
         ggml_tensor * rope_high = nullptr; // F32 [n_rot, block_rotations::n_high]
         ggml_tensor * rope_undo = nullptr; // F32 [n_rot, block_size]
 
-        uint32_t first; // index in layers of the first one on its device
+        uint32_t group; // index in layers of the first one on its device
         uint32_t n_sub_max;
     };
 
-    void destroy(std::vector<infllm::pager *> & group);
-
-    void * alloc_pinned(size_t size); // nullptr if there is none
+    // pagers for layers with these shapes, in the order of layers; empty: there is not enough memory
+    std::vector<infllm::pager *> create(const std::vector<infllm::pager_layer> & pls) const;
+    void destroy(std::vector<infllm::pager *> & pagers) const;
+    void use(std::vector<infllm::pager *> pagers_of);
+    void set_firsts(std::vector<infllm::pager_layer> & pls) const;
 
     const layer * find(uint32_t idx) const;
     layer       * find(uint32_t idx);
 
-    const uint32_t n_seq;
-    const uint64_t pinned_max;
+    const infllm::pager_api & api;
+    const uint32_t            n_seq;
+    const bool                is_host;
 
-    const infllm::pager_api * shared = nullptr; // of all layers
+    std::vector<std::unique_ptr<layer>> layers;
+    std::vector<infllm::pager *>        pagers; // [layers] some the same
 
-    std::vector<layer>           layers;
-    std::vector<infllm::pager *> pagers; // one for each buffer type
+    const infllm::host_pager_hooks * hooks = nullptr;
 
     uint64_t         block_bytes = 0;
     uint32_t         n_block     = 0;
     const uint8_t ** blocks      = nullptr; // [n_seq][n_block]
-
-    uint64_t                   pinned_bytes = 0;
-    bool                       is_limited   = false; // memory that was not pinned would have passed pinned_max
-    std::unordered_set<void *> pageable;
-    std::map<void *, size_t>   pinned;
 };

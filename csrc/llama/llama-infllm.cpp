@@ -391,7 +391,7 @@ llama_memory_i * llama_infllm_create_memory(
     const auto attends = [&](int32_t il) { return filter ? filter(il) : !is_hybrid || !hparams.is_recr(il); };
 
     try {
-        const llama_kv_cache_infllm::params prm = {
+        const llama_infllm_memory_params prm = {
             /*.infllm    =*/ request,
             /*.type_k    =*/ params.type_k,
             /*.type_v    =*/ params.type_v,
@@ -486,7 +486,7 @@ bool llama_infllm_get_params(const llama_context * ctx, llama_infllm_params * pa
 
 uint32_t llama_infllm_n_end(const llama_context * ctx) {
     const auto * mem = get_mem(ctx);
-    return mem ? mem->n_end() : N_END_PLAIN;
+    return mem ? mem->get_selector().n_end() : N_END_PLAIN;
 }
 
 uint32_t llama_infllm_ubatch_end(const llama_context * ctx, uint32_t p0, uint32_t p1, bool ends) {

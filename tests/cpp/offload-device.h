@@ -1,6 +1,7 @@
 #pragma once
 
 #include "pager-api.h"
+#include "llama-infllm-host-pager.h"
 
 #include "ggml-backend-impl.h"
 #include "ggml-backend.h"

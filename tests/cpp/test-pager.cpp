@@ -2,7 +2,7 @@
 
 #include "kv-row.h"
 #include "pager.h"
-#include "representatives.h"
+#include "reference-representatives.h"
 #include "rotation.h"
 
 #include <gtest/gtest.h>
@@ -142,6 +142,7 @@ struct test_layer {
         l.cells         = cell_layout::make(4, 16, 8, 6, 8);
         l.n_head        = 4;
         l.n_head_kv     = 2;
+        l.n_head_repr   = 2;
         l.n_embd_head_k = 64;
         l.n_rot         = 32;
         l.neox          = neox;
@@ -150,6 +151,7 @@ struct test_layer {
         l.repr_topk     = 3;
         l.n_repr        = 2;
         l.n_chunk       = l.cells.n_cells()/l.cells.block_size + 2;
+        l.n_sum         = l.n_head_kv*l.n_embd_head_k;
         l.n_block_max   = 64;
         l.type_k        = type;
         l.row_k         = kv_row_bytes(type, l.n_embd_k());
@@ -359,6 +361,7 @@ TEST(PageSelect, EqualsPlainModelOverManySteps) {
         const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]), 0, PLACE_UPDATE, 0 };
         page_select(single_thread(), t.l, info, q.data(), t.l.n_embd_head_k, uint32_t(q.size()), scores.data(), n_row, n_sub,
                 scratch);
+        page_count(t.l, info);
 
         const auto selected = model_topk(best, t.l.topk);
         const auto expected = models[s].update(selected);
@@ -421,7 +424,7 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
             [](const page_in & a, const page_in & b) { return a.block == b.block && a.slot == b.slot; }));
         ASSERT_EQ(one.scores, many.scores);
         ASSERT_EQ(one.sums,   many.sums);
-        ASSERT_TRUE(std::equal(one.state_of().q_sum, one.state_of().q_sum + one.l.n_chunk*one.l.n_embd_k(), many.state_of().q_sum));
+        ASSERT_TRUE(std::equal(one.state_of().sums, one.state_of().sums + one.l.n_chunk*one.l.n_embd_k(), many.state_of().sums));
         ASSERT_TRUE(std::equal(one.state_of().slots.used, one.state_of().slots.used + one.l.cells.n_slot, many.state_of().slots.used));
     }
 }
@@ -437,7 +440,7 @@ TEST(PageSelect, QueriesAddUpPerBlock) {
     const auto feed = [&](int32_t p0, int32_t n) {
         page_select(single_thread(), t.l, { 0, p0, n, 0, 0, PLACE_UPDATE, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
     };
-    const float * q_sum = t.state_of().q_sum;
+    const float * q_sum = t.state_of().sums;
 
     feed(0, 3);
     EXPECT_TRUE(std::all_of(q_sum, q_sum + t.l.n_chunk*n_embd, [](float f) { return f == 0.0f; }));
@@ -536,7 +539,7 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             std::mt19937 rng(3);
             std::normal_distribution<float> normal;
             for (uint32_t i = 0; i < t.l.n_chunk*t.l.n_embd_k(); ++i) {
-                t.state_of().q_sum[i] = normal(rng);
+                t.state_of().sums[i] = normal(rng);
             }
 
             const uint32_t block = 7;
@@ -557,7 +560,7 @@ TEST(Pager, RepresentativeKeyEqualsTheHosts) {
             }
             for (const uint32_t b : { block + 1, block + 2 }) {
                 for (uint32_t i = 0; i < q.size() && !all; ++i) {
-                    q[i] += t.state_of().q_sum[b%t.l.n_chunk*t.l.n_embd_k() + i];
+                    q[i] += t.state_of().sums[b%t.l.n_chunk*t.l.n_embd_k() + i];
                 }
             }
             std::vector<float> expected(t.l.n_repr*t.l.n_embd_k());

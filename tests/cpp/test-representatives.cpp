@@ -1,6 +1,6 @@
-// the representative key of a block, against brute force
+// the representative keys of a block, as test-pager.cpp expects them, against brute force
 
-#include "representatives.h"
+#include "reference-representatives.h"
 
 #include "vectors.h"
 
@@ -9,10 +9,6 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
-
-using infllm::representative_keys;
-using infllm::rotation;
-using infllm::token_scores;
 
 namespace {
 

@@ -1,14 +1,12 @@
 // the choice of the best blocks, against brute force
 
-#include "selection.h"
+#include "on-one-thread.h"
 
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <limits>
 #include <random>
-
-using infllm::select_topk;
 
 TEST(SelectTopk, EqualsBruteForce) {
     std::mt19937 rng(2);

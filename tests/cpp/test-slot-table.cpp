@@ -1,6 +1,6 @@
 // the slot table against a plain model: a list of blocks, most recently used first
 
-#include "slot-table.h"
+#include "on-one-thread.h"
 
 #include <gtest/gtest.h>
 
@@ -10,8 +10,6 @@
 #include <numeric>
 #include <random>
 #include <set>
-
-using infllm::slot_table;
 
 namespace {
 
@@ -262,6 +260,18 @@ TEST(SlotTable, RemoveFromBeyondAllBlocksChangesNothing) {
     table.remove_from(100);
     EXPECT_EQ(contents(table), (std::set<int32_t>{ 0, 4 }));
     EXPECT_EQ(table.slot_of(50), slot_table::NONE);
+}
+
+TEST(SlotTable, EmptySlotsAreFilledWithTheNewestBlocks) {
+    slot_table table(5);
+    for (int32_t i = 0; i < 5; ++i) {
+        table.assign(i, 2*i);
+    }
+    table.remove_from(5); // 0, 2 and 4 are left
+    table.fill(6);
+    EXPECT_EQ(contents(table), (std::set<int32_t>{ 0, 2, 3, 4, 5 }));
+    EXPECT_EQ(table.block_at(3), 5);
+    EXPECT_EQ(table.block_at(4), 3);
 }
 
 TEST(SlotTable, ClearEmptiesAllSlots) {
