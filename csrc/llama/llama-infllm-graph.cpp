@@ -3,6 +3,7 @@
 #include "llama-infllm-composite.h"
 #include "llama-infllm-impl.h"
 #include "llama-infllm-input.h"
+#include "llama-infllm-probe.h"
 
 #include "llama-cparams.h"
 #include "llama-graph.h"
@@ -156,6 +157,23 @@ llama_infllm_attn::llama_infllm_attn(
 
 llama_infllm_attn::llama_infllm_attn(
         const llm_graph_context & graph,
+        llm_graph_input_attn_k * inp_k,
+        ggml_tensor * q_cur,
+        ggml_tensor * sinks,
+        float kq_scale) :
+    graph(graph),
+    mctx(inp_k->mctx),
+    inp(nullptr),
+    q_cur(q_cur),
+    sinks(sinks),
+    kq_scale(kq_scale) {
+    if (auto * latent = dynamic_cast<llm_graph_input_attn_infllm_k *>(inp_k)) {
+        inp = latent->full.get();
+    }
+}
+
+llama_infllm_attn::llama_infllm_attn(
+        const llm_graph_context & graph,
         llm_graph_input_attn_kv_iswa * inp_iswa,
         ggml_tensor * q_cur,
         ggml_tensor * sinks,
@@ -197,6 +215,7 @@ static ggml_tensor * build_cpy(
 }
 
 ggml_tensor * llama_infllm_attn::cpy_k(ggml_context * ctx, ggml_tensor * k_cur, ggml_tensor * k_idxs, int32_t il) const {
+    llama_infllm_probe(k_cur, il);
     if (!inp) {
         return mctx->cpy_k(ctx, k_cur, k_idxs, il);
     }

@@ -17,10 +17,12 @@ struct llm_graph_context;
 class llama_kv_cache_context;
 
 class llm_graph_input_attn_infllm;
+class llm_graph_input_attn_k;
 class llm_graph_input_attn_kv;
 class llm_graph_input_attn_kv_iswa;
 class llm_graph_input_mem_hybrid;
 class llm_graph_input_mem_hybrid_iswa;
+class llm_graph_input_mem_hybrid_k;
 
 //
 // hooks
@@ -58,8 +60,10 @@ void llama_infllm_verify(const llama_model & model, llama_memory_i * memory);
 
 // in the functions of the same names: nullptr unless the graph is built for this memory
 llm_graph_input_attn_kv         * llama_infllm_build_attn_inp_kv        (const llm_graph_context & graph);
+llm_graph_input_attn_k          * llama_infllm_build_attn_inp_k         (const llm_graph_context & graph);
 llm_graph_input_attn_kv_iswa    * llama_infllm_build_attn_inp_kv_iswa   (const llm_graph_context & graph);
 llm_graph_input_mem_hybrid      * llama_infllm_build_inp_mem_hybrid     (const llm_graph_context & graph);
+llm_graph_input_mem_hybrid_k    * llama_infllm_build_inp_mem_hybrid_k   (const llm_graph_context & graph);
 llm_graph_input_mem_hybrid_iswa * llama_infllm_build_inp_mem_hybrid_iswa(const llm_graph_context & graph);
 
 // In build_attn(): what upstream asks there for keys and values, so that all it does with them is its own code. It is the
@@ -71,6 +75,14 @@ public:
             const llm_graph_context & graph,
             llm_graph_input_attn_kv * inp,
             ggml_tensor * q_cur, // [n_embd_head_k, n_head, n_tokens]
+            ggml_tensor * sinks,
+            float kq_scale);
+
+    // of a model that has latent vectors (MLA): values are part of the keys
+    llama_infllm_attn(
+            const llm_graph_context & graph,
+            llm_graph_input_attn_k * inp,
+            ggml_tensor * q_cur,
             ggml_tensor * sinks,
             float kq_scale);
 

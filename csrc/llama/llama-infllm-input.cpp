@@ -107,6 +107,26 @@ llm_graph_input_attn_kv * llama_infllm_build_attn_inp_kv(const llm_graph_context
 }
 
 //
+// llm_graph_input_attn_infllm_k
+//
+
+llm_graph_input_attn_infllm_k::llm_graph_input_attn_infllm_k(std::unique_ptr<llm_graph_input_attn_infllm> full_inp) :
+    llm_graph_input_attn_k(full_inp->hparams, full_inp->cparams, nullptr),
+    full(std::move(full_inp)) {
+    // what upstream's build_attn() takes
+    self_k_idxs      = full->self_k_idxs;
+    self_kq_mask     = full->self_kq_mask;
+    self_kq_mask_cnv = full->self_kq_mask_cnv;
+}
+
+llm_graph_input_attn_k * llama_infllm_build_attn_inp_k(const llm_graph_context & graph) {
+    const auto * mctx = llama_infllm_find(graph.mctx);
+
+    return mctx ? static_cast<llm_graph_input_attn_k *>(graph.res->add_input(
+            std::make_unique<llm_graph_input_attn_infllm_k>(build_full(graph, mctx)))) : nullptr;
+}
+
+//
 // llm_graph_input_attn_infllm_iswa
 //
 
@@ -216,26 +236,29 @@ static std::unique_ptr<llm_graph_input_rs> build_recr(
     return inp;
 }
 
-llm_graph_input_mem_hybrid * llama_infllm_build_inp_mem_hybrid(const llm_graph_context & graph) {
+// attn: makes the inputs of the layers with attention
+template <class Base, class Attn>
+static Base * build_hybrid(const llm_graph_context & graph, Attn attn) {
     const auto * mctx = dynamic_cast<const llama_infllm_composite_context *>(graph.mctx);
     if (!mctx) {
         return nullptr;
     }
     auto inp_rs = build_recr(graph, mctx->get_recr());
-    auto inp    = std::make_unique<llm_graph_input_infllm_hybrid<llm_graph_input_mem_hybrid>>(
-            graph.cparams, build_full(graph, mctx->get_full()), std::move(inp_rs), nullptr);
+    auto inp    = std::make_unique<llm_graph_input_infllm_hybrid<Base>>(graph.cparams, attn(mctx), std::move(inp_rs), nullptr);
 
-    return static_cast<llm_graph_input_mem_hybrid *>(graph.res->add_input(std::move(inp)));
+    return static_cast<Base *>(graph.res->add_input(std::move(inp)));
+}
+
+llm_graph_input_mem_hybrid * llama_infllm_build_inp_mem_hybrid(const llm_graph_context & graph) {
+    return build_hybrid<llm_graph_input_mem_hybrid>(graph, [&](const auto * mctx) { return build_full(graph, mctx->get_full()); });
+}
+
+llm_graph_input_mem_hybrid_k * llama_infllm_build_inp_mem_hybrid_k(const llm_graph_context & graph) {
+    return build_hybrid<llm_graph_input_mem_hybrid_k>(graph, [&](const auto * mctx) {
+        return std::make_unique<llm_graph_input_attn_infllm_k>(build_full(graph, mctx->get_full()));
+    });
 }
 
 llm_graph_input_mem_hybrid_iswa * llama_infllm_build_inp_mem_hybrid_iswa(const llm_graph_context & graph) {
-    const auto * mctx = dynamic_cast<const llama_infllm_composite_context *>(graph.mctx);
-    if (!mctx) {
-        return nullptr;
-    }
-    auto inp_rs = build_recr(graph, mctx->get_recr());
-    auto inp    = std::make_unique<llm_graph_input_infllm_hybrid<llm_graph_input_mem_hybrid_iswa>>(
-            graph.cparams, build_iswa(graph, mctx), std::move(inp_rs), nullptr);
-
-    return static_cast<llm_graph_input_mem_hybrid_iswa *>(graph.res->add_input(std::move(inp)));
+    return build_hybrid<llm_graph_input_mem_hybrid_iswa>(graph, [&](const auto * mctx) { return build_iswa(graph, mctx); });
 }

@@ -45,6 +45,18 @@ public:
     const bool         has_scores;
 };
 
+// the inputs of a model with latent vectors (MLA)
+class llm_graph_input_attn_infllm_k : public llm_graph_input_attn_k {
+public:
+    explicit llm_graph_input_attn_infllm_k(std::unique_ptr<llm_graph_input_attn_infllm> full);
+
+    void set_input(const llama_ubatch * ubatch) override { full->set_input(ubatch); }
+
+    bool can_reuse(const llm_graph_params & params) override { return full->can_reuse(params); }
+
+    const std::unique_ptr<llm_graph_input_attn_infllm> full;
+};
+
 // the inputs of an iSWA model: those of the layers with full attention, and upstream's for those with a window
 class llm_graph_input_attn_infllm_iswa : public llm_graph_input_attn_kv_iswa {
 public:
@@ -62,7 +74,7 @@ public:
     llm_graph_input_attn_kv swa;
 };
 
-// The inputs of a hybrid model. Base: llm_graph_input_mem_hybrid, or the same with windows.
+// The inputs of a hybrid model. Base: llm_graph_input_mem_hybrid, or the same with windows or latent vectors.
 template <class Base>
 class llm_graph_input_infllm_hybrid : public Base {
 public:

@@ -4,7 +4,6 @@
 #include "llama-infllm-impl.h"
 #include "llama-infllm-page-control.h"
 
-#include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-model.h"
 
@@ -92,8 +91,8 @@ static infllm::kv_type to_kv_type(ggml_type type) {
 
 llama_infllm_layers::llama_infllm_layers(
         const llama_model & model,
-        const llama_cparams & cparams,
         const llama_infllm_memory_params & params,
+        const std::map<int32_t, llama_infllm_key> & keys,
         const llama_memory_i::layer_filter_cb & filter,
         const llama_memory_i::layer_reuse_cb & reuse,
         llama_infllm_page_control & paging) :
@@ -136,12 +135,14 @@ llama_infllm_layers::llama_infllm_layers(
         l.n_embd_head_v = hparams.n_embd_head_v(il);
 
         l.k = ggml_new_tensor_3d(ctx, prm.type_k, hparams.n_embd_k_gqa(il), n_cells, prm.n_seq_max);
-        l.v = ggml_new_tensor_3d(ctx, prm.type_v, hparams.n_embd_v_gqa(il), n_cells, prm.n_seq_max);
         ggml_format_name(l.k, "infllm_k_l%d", il);
-        ggml_format_name(l.v, "infllm_v_l%d", il);
+        if (!hparams.is_mla()) {
+            l.v = ggml_new_tensor_3d(ctx, prm.type_v, hparams.n_embd_v_gqa(il), n_cells, prm.n_seq_max);
+            ggml_format_name(l.v, "infllm_v_l%d", il);
+        }
 
-        l.rope  = can_page() && hparams.rope_type != LLAMA_ROPE_TYPE_NONE && hparams.has_rope(il) && !hparams.use_alibi ?
-            add_rope(cparams, il) : -1;
+        const auto key = keys.find(il);
+        l.rope  = can_page() && key != keys.end() && key->second.rope ? add_rope(key->second) : -1;
         l.shape = make_shape(l, hparams.n_head(il), hparams.n_head_kv(il), hparams.n_embd_head_k(il));
 
         // the host, and each device that pages, do not know what the others' layers agree on: the first of theirs must search
@@ -197,8 +198,13 @@ llama_infllm_layers::llama_infllm_layers(
             prm.infllm.repr_topk, remap ? "infllm" : "true", n_cells, list.size(), prm.n_seq_max);
 }
 
-int32_t llama_infllm_layers::add_rope(const llama_cparams & cparams, int32_t il) {
-    const llama_infllm_rope rope(model, cparams, il);
+int32_t llama_infllm_layers::add_rope(const llama_infllm_key & key) {
+    const auto & rope = *key.rope;
+    is_weighted = is_weighted || key.is_weighted;
+    if (remap && key.is_weighted) {
+        throw std::runtime_error("position = infllm moves keys, which those of the architecture \"" + model.arch_name() +
+                "\" do not allow: they are weighted after RoPE; use position = true");
+    }
 
     const auto it = std::find_if(ropes.begin(), ropes.end(), [&](const auto & t) { return t.rope == rope; });
     if (it != ropes.end()) {

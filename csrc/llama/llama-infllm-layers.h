@@ -1,6 +1,6 @@
 #pragma once
 
-#include "llama-infllm-rope.h"
+#include "llama-infllm-probe.h"
 #include "llama-infllm-selector.h"
 #include "llama-infllm.h"
 
@@ -15,7 +15,6 @@
 #include <unordered_map>
 #include <vector>
 
-struct llama_cparams;
 struct llama_model;
 
 class llama_infllm_page_control;
@@ -43,7 +42,7 @@ struct llama_infllm_layer {
     infllm::pager_layer shape; // no pointers
 
     ggml_tensor * k; // [n_embd_k_gqa, n_cells_alloc, n_seq_max]
-    ggml_tensor * v; // [n_embd_v_gqa, n_cells_alloc, n_seq_max]
+    ggml_tensor * v; // [n_embd_v_gqa, n_cells_alloc, n_seq_max]; nullptr: values are the first part of the keys (MLA)
     // in layers that search
     ggml_tensor * mean; // F32 [n_embd_repr, 1, n_seq_max] mean of the first representative keys, if these are centred
     ggml_tensor * repr; // F16 [n_embd_repr, n_repr*n_block_cap, n_seq_max] representative keys, RoPE undone; another one when it grows
@@ -55,11 +54,11 @@ struct llama_infllm_layer {
 // sequences.
 class llama_infllm_layers {
 public:
-    // filter: the layers to be held, nullptr for all; reuse: see llama_memory_i
+    // keys: of the layers; filter: the layers to be held, nullptr for all; reuse: see llama_memory_i
     llama_infllm_layers(
             const llama_model & model,
-            const llama_cparams & cparams,
             const llama_infllm_memory_params & params,
+            const std::map<int32_t, llama_infllm_key> & keys,
             const llama_memory_i::layer_filter_cb & filter,
             const llama_memory_i::layer_reuse_cb & reuse,
             llama_infllm_page_control & paging);
@@ -88,6 +87,9 @@ public:
     // nullptr if the layer has no RoPE
     const llama_infllm_rope * get_rope(const llama_infllm_layer & l) const { return l.rope < 0 ? nullptr : &ropes[l.rope].rope; }
     bool                      has_rope() const { return !ropes.empty(); }
+
+    // whether keys are weighted after RoPE (see llama_infllm_key): they cannot be moved
+    bool has_weighted() const { return is_weighted; }
 
     // whether t is K or V of some layer, or a view of it, in place
     bool is_resident(const ggml_tensor * t) const;
@@ -122,6 +124,7 @@ private:
 
     std::vector<rope_table> ropes;
 
+    bool     is_weighted = false;
     size_t   n_bytes     = 0;
     uint32_t n_block_cap = 0;
 
@@ -130,7 +133,7 @@ private:
 
     std::vector<uint8_t> bytes; // work space
 
-    int32_t add_rope(const llama_cparams & cparams, int32_t il);
+    int32_t add_rope(const llama_infllm_key & key);
 
     infllm::pager_layer make_shape(const llama_infllm_layer & l, uint32_t n_head, uint32_t n_head_kv, uint32_t n_embd_head_k) const;
 };

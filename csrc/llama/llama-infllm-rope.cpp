@@ -1,34 +1,42 @@
 #include "llama-infllm-rope.h"
 
-#include "llama-cparams.h"
-#include "llama-model.h"
-
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
 #include "ggml.h"
 
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 
-llama_infllm_rope::llama_infllm_rope(const llama_model & model, const llama_cparams & cparams, int32_t il) :
-    factors    (model.get_rope_factors(cparams, il)),
+// in ggml_rope_impl()
+static int   get_i32(const ggml_tensor * op, int i) { return op->op_params[i]; }
+static float get_f32(const ggml_tensor * op, int i) {
+    float res;
+    std::memcpy(&res, op->op_params + i, sizeof(res));
+    return res;
+}
+
+llama_infllm_rope::llama_infllm_rope(const ggml_tensor * op, uint32_t rot0) :
+    factors    (op->src[2]),
     // a token of text has one position, by which M-RoPE rotates as RoPE of this type does
-    type       (model.hparams.use_mrope() ? int(LLAMA_ROPE_TYPE_NEOX) : int(model.hparams.rope_type)),
-    n_rot      (model.hparams.n_rot(il)),
-    n_ctx_orig (cparams.n_ctx_orig_yarn),
-    freq_base  (model.get_rope_freq_base (cparams, il)),
-    freq_scale (model.get_rope_freq_scale(cparams, il)),
-    ext_factor (cparams.yarn_ext_factor),
+    type       (get_i32(op, 2) & GGML_ROPE_TYPE_MROPE ? int(GGML_ROPE_TYPE_NEOX) : get_i32(op, 2)),
+    n_rot      (get_i32(op, 1)),
+    rot0       (rot0),
+    n_ctx_orig (get_i32(op, 4)),
+    freq_base  (get_f32(op, 5)),
+    freq_scale (get_f32(op, 6)),
+    ext_factor (get_f32(op, 7)),
     mscale     (ext_factor != 0.0f ? 1.0f + 0.1f*std::log(1.0f/freq_scale) : 1.0f), // rope_yarn() in ggml-cpu/ops.cpp
-    magnitude  (cparams.yarn_attn_factor*mscale),
-    beta_fast  (cparams.yarn_beta_fast),
-    beta_slow  (cparams.yarn_beta_slow) {
+    magnitude  (get_f32(op, 8)*mscale),
+    beta_fast  (get_f32(op, 9)),
+    beta_slow  (get_f32(op, 10)) {
 }
 
 bool llama_infllm_rope::operator==(const llama_infllm_rope & other) const {
-    // the rest is the same for all layers of a context
-    return factors == other.factors && n_rot == other.n_rot &&
-        freq_base == other.freq_base && freq_scale == other.freq_scale;
+    return factors == other.factors && type == other.type && n_rot == other.n_rot && rot0 == other.rot0 &&
+        n_ctx_orig == other.n_ctx_orig && freq_base == other.freq_base && freq_scale == other.freq_scale &&
+        ext_factor == other.ext_factor && magnitude == other.magnitude &&
+        beta_fast == other.beta_fast && beta_slow == other.beta_slow;
 }
 
 ggml_tensor * llama_infllm_rope::build(
@@ -37,12 +45,22 @@ ggml_tensor * llama_infllm_rope::build(
             freq_base, freq_scale, ext_factor, scale/mscale, beta_fast, beta_slow);
 }
 
+ggml_tensor * llama_infllm_rope::build_scaled(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, float scale) const {
+    if (rot0 == 0) {
+        return build(ctx, cur, pos, factors, scale);
+    }
+    const auto part = [&](int64_t begin, int64_t n) {
+        return ggml_cont(ctx, ggml_view_3d(ctx, cur, n, cur->ne[1], cur->ne[2], cur->nb[1], cur->nb[2], begin*cur->nb[0]));
+    };
+    return ggml_concat(ctx, part(0, rot0), build(ctx, part(rot0, n_rot), pos, factors, scale), 0);
+}
+
 ggml_tensor * llama_infllm_rope::build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const {
-    return build(ctx, cur, pos, factors, 1.0f);
+    return build_scaled(ctx, cur, pos, 1.0f);
 }
 
 ggml_tensor * llama_infllm_rope::build_undo(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const {
-    return build(ctx, cur, pos, factors, 1.0f/magnitude);
+    return build_scaled(ctx, cur, pos, 1.0f/magnitude);
 }
 
 std::vector<infllm::rotation> llama_infllm_rope::rotations_undo(const std::vector<llama_pos> & dist) const {
@@ -106,6 +124,7 @@ std::vector<infllm::rotation> llama_infllm_rope::rotations(const std::vector<lla
     std::vector<infllm::rotation> res(n);
     for (int64_t i = 0; i < n; ++i) {
         res[i].neox = neox;
+        res[i].rot0 = rot0;
         res[i].cs.resize(n_rot);
         for (int j = 0; j < n_rot/2; ++j) {
             const float c = data[i*n_rot + (neox ? j           : 2*j)];

@@ -9,16 +9,15 @@
 struct ggml_context;
 struct ggml_tensor;
 
-struct llama_cparams;
-struct llama_model;
-
 // The rotations of RoPE as the model applies it in one layer, to move what is rotated already: every angle comes from
-// ggml_rope_ext with the model's own parameters (frequency factors, YaRN, base per layer), in a graph or for a distance. The
+// ggml_rope_ext with the parameters of the op in the model's own graph, in a graph or for a distance (llama-infllm-probe.h). The
 // magnitude of YaRN and LongRoPE is in the keys and queries once: what moves them leaves it as it is, what undoes the rotation
 // takes it out, so that dimensions that are rotated count as much as those that are not.
 class llama_infllm_rope {
 public:
-    llama_infllm_rope(const llama_model & model, const llama_cparams & cparams, int32_t il);
+    //   op    that rotates the keys of the layer
+    //   rot0  the first dimension of a head that it rotates
+    llama_infllm_rope(const ggml_tensor * op, uint32_t rot0);
 
     // the same RoPE, so that layers can share one object
     bool operator==(const llama_infllm_rope & other) const;
@@ -36,12 +35,16 @@ public:
     ggml_tensor * build_undo(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos) const;
 
 private:
+    ggml_tensor * build_scaled(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, float scale) const;
+
+    // of vectors whose rotated dimensions come first
     ggml_tensor * build(ggml_context * ctx, ggml_tensor * cur, ggml_tensor * pos, ggml_tensor * freq_factors, float scale) const;
 
-    ggml_tensor * factors; // may be nullptr
+    ggml_tensor * factors; // a weight; may be nullptr
 
     int   type;
     int   n_rot;
+    int   rot0; // in latent vectors (MLA) the other dimensions come first
     int   n_ctx_orig;
     float freq_base;
     float freq_scale;

@@ -24,7 +24,7 @@ uint32_t llama_infllm_n_layer(const llama_model * model, uint64_t * n_k, uint64_
         if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il) && !(is_either && hparams.is_recr(il))) {
             res  += 1;
             *n_k += hparams.n_embd_k_gqa(il);
-            *n_v += hparams.n_embd_v_gqa(il);
+            *n_v += hparams.is_mla() ? 0 : hparams.n_embd_v_gqa(il);
         }
     }
     return res;
@@ -49,7 +49,6 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
         { llama_model_is_recurrent(&model),                        "it has no attention" },
         { llama_infllm_n_layer(&model, &n_k, &n_v) == 0,           "no layer of it attends to all tokens" },
         { hparams.indexer_head_size > 0,                           "it selects tokens by itself, with an indexer" },
-        { hparams.is_mla(),                                        "it caches latent vectors (MLA) in place of keys" },
         { model.arch == LLM_ARCH_GROK,                             "flash attention cannot compute it" },
         { model.arch == LLM_ARCH_DFLASH,                           "it writes the cache by itself" },
         { model.split_mode() == LLAMA_SPLIT_MODE_TENSOR,           "its tensors are split over devices, use split_mode = layer" },
@@ -75,7 +74,7 @@ static std::string why_not_type(const llama_model & model, const char * name, gg
         return ::format("%s = %s is not supported by the InfLLM memory: use %s", name,
                 exists ? ggml_type_name(type) : std::to_string(type).c_str(), names.c_str());
     }
-    for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {
+    for (uint32_t il = 0; il < model.hparams.n_layer_all && (is_k || !model.hparams.is_mla()); ++il) {
         const uint32_t n_embd_head = is_k ? model.hparams.n_embd_head_k(il) : model.hparams.n_embd_head_v(il);
         if (n_embd_head%ggml_blck_size(type) != 0) {
             return ::format("%s = %s needs heads of a multiple of %d, but layer %u has heads of %u: use f16 or bf16", name,
@@ -103,7 +102,7 @@ std::string llama_infllm_why_not(const llama_model & model, const llama_context_
 
 bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v) {
     const char * disable = std::getenv("LLAMA_ATTN_ROT_DISABLE");
-    if ((disable && std::atoi(disable) != 0) || !ggml_is_quantized(type_v)) {
+    if ((disable && std::atoi(disable) != 0) || !ggml_is_quantized(type_v) || model.hparams.is_mla()) {
         return false;
     }
     for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {

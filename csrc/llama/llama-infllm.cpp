@@ -402,8 +402,12 @@ llama_memory_i * llama_infllm_create_memory(
             /*.n_seq_max =*/ cparams.n_seq_max,
         };
 
+        request_active = false; // the model makes a plain memory of its own
+        const auto keys = llama_infllm_probe_keys(model, cparams);
+        request_active = true;
+
         llama_infllm_composite::parts parts;
-        parts.full = std::make_unique<llama_kv_cache_infllm>(model, cparams, prm,
+        parts.full = std::make_unique<llama_kv_cache_infllm>(model, prm, keys,
                 [&](int32_t il) { return attends(il) && !hparams.is_swa(il); }, reuse);
         if (is_swa) {
             // its size is that of llama_kv_cache_iswa

@@ -19,13 +19,13 @@
 
 llama_kv_cache_infllm::llama_kv_cache_infllm(
         const llama_model & model,
-        const llama_cparams & cparams,
         const params & params,
+        const std::map<int32_t, llama_infllm_key> & keys,
         const layer_filter_cb & filter,
         const layer_reuse_cb & reuse) :
     model(model),
     paging(std::make_unique<llama_infllm_page_control>(params.infllm, params.n_seq_max)),
-    layers(model, cparams, params, filter, reuse, *paging),
+    layers(model, params, keys, filter, reuse, *paging),
     store(paging->make_store(layers.block_bytes(), params.infllm.store_max_bytes)),
     seq_tokens(params.n_seq_max),
     seq_blocks(params.n_seq_max) {

@@ -14,7 +14,6 @@
 #include <string>
 #include <vector>
 
-struct llama_cparams;
 struct llama_model;
 
 class llama_kv_cache_infllm_context;
@@ -32,11 +31,11 @@ class llama_kv_cache_infllm : public llama_memory_i {
 public:
     using params = llama_infllm_memory_params;
 
-    // filter: the layers to be held, nullptr for all; reuse: see llama_memory_i
+    // keys: of the layers; filter: the layers to be held, nullptr for all; reuse: see llama_memory_i
     llama_kv_cache_infllm(
             const llama_model & model,
-            const llama_cparams & cparams,
             const params & params,
+            const std::map<int32_t, llama_infllm_key> & keys,
             const layer_filter_cb & filter,
             const layer_reuse_cb & reuse);
 

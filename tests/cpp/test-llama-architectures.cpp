@@ -6,6 +6,7 @@ int upstream_main(int argc, char ** argv);
 #include <test-llama-archs.cpp> // upstream's: get_gguf_ctx() and what it can do
 #undef main
 
+#include "llama-infllm-composite.h"
 #include "llama-infllm.h"
 
 #include "llama-context.h"
@@ -142,6 +143,25 @@ std::vector<float> feed(llama_context * ctx, const std::vector<llama_token> & to
     return res;
 }
 
+llama_model_ptr load(const arch_case & c) {
+    auto               mprm    = llama_model_default_params();
+    ggml_backend_dev_t devices = nullptr;
+    mprm.devices = &devices;
+    tensor_data_params weights = { /*.seed =*/ 1, /*.stdev =*/ 0.1f };
+
+    const auto gguf = get_gguf_ctx(c.arch, c.moe);
+    llama_model_ptr model(llama_model_init_from_user(gguf.get(), set_tensor_data, &weights, mprm));
+    if (!model) {
+        return model;
+    }
+    if (const auto type = llama_model_rope_type(model.get()); type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) {
+        // that of GLM4 and others has M-RoPE as an option, which models of text do not have
+        gguf_remove_key(gguf.get(), (std::string(llm_arch_name(c.arch)) + ".rope.dimension_sections").c_str());
+        model.reset(llama_model_init_from_user(gguf.get(), set_tensor_data, &weights, mprm));
+    }
+    return model;
+}
+
 // The memory cannot have a part of ours, in upstream's words.
 bool needs_another_memory(const llama_model & model, const llama_context & plain) {
     const auto & hparams = model.hparams;
@@ -154,7 +174,7 @@ bool needs_another_memory(const llama_model & model, const llama_context & plain
     const bool composes = dynamic_cast<llama_kv_cache *>(memory) || dynamic_cast<llama_kv_cache_iswa *>(memory) ||
         dynamic_cast<llama_memory_hybrid *>(memory) || dynamic_cast<llama_memory_hybrid_iswa *>(memory);
 
-    return !composes || !any_full || hparams.is_mla() || hparams.indexer_head_size > 0 ||
+    return !composes || !any_full || hparams.indexer_head_size > 0 ||
         !plain.get_cparams().flash_attn;
 }
 
@@ -167,20 +187,8 @@ INSTANTIATE_TEST_SUITE_P(All, LlamaArch, testing::ValuesIn(arch_cases()), arch_n
 TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
     llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
 
-    auto               mprm    = llama_model_default_params();
-    ggml_backend_dev_t devices = nullptr;
-    mprm.devices = &devices;
-    tensor_data_params weights = { /*.seed =*/ 1, /*.stdev =*/ 0.1f };
-
-    const auto gguf = get_gguf_ctx(GetParam().arch, GetParam().moe);
-    llama_model_ptr model(llama_model_init_from_user(gguf.get(), set_tensor_data, &weights, mprm));
+    const auto model = load(GetParam());
     ASSERT_TRUE(model);
-    if (const auto type = llama_model_rope_type(model.get()); type == LLAMA_ROPE_TYPE_NORM || type == LLAMA_ROPE_TYPE_NEOX) {
-        // that of GLM4 and others has M-RoPE as an option, which models of text do not have
-        gguf_remove_key(gguf.get(), (std::string(llm_arch_name(GetParam().arch)) + ".rope.dimension_sections").c_str());
-        model.reset(llama_model_init_from_user(gguf.get(), set_tensor_data, &weights, mprm));
-        ASSERT_TRUE(model);
-    }
 
     // with ALiBi the true positions would be other ones in each layer
     const auto first_position = model->hparams.use_alibi ? LLAMA_INFLLM_POSITION_INFLLM : LLAMA_INFLLM_POSITION_TRUE;
@@ -224,9 +232,10 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
     }
     ASSERT_EQ(feed(plain.get(), tokens, N_FIT, N_FIT + N_UBATCH), feed(ctx.get(), tokens, N_FIT, N_FIT + N_UBATCH));
 
+    const auto & layers = llama_infllm_find(llama_get_memory(ctx.get()))->get_layers();
     for (const auto position : { LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM }) {
-        if (model->hparams.use_alibi ? position == LLAMA_INFLLM_POSITION_TRUE :
-                position == LLAMA_INFLLM_POSITION_INFLLM && model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE) {
+        if (model->hparams.use_alibi ? position == LLAMA_INFLLM_POSITION_TRUE : position == LLAMA_INFLLM_POSITION_INFLLM &&
+                (model->hparams.rope_type == LLAMA_ROPE_TYPE_NONE || layers.has_weighted())) {
             const llama_context_ptr none(llama_infllm_init_from_model(model.get(), context_params(nullptr), small_params(position)));
             EXPECT_FALSE(none);
             EXPECT_EQ(std::string(llama_infllm_last_error()).find("position = "), 0u) << llama_infllm_last_error();
@@ -288,5 +297,59 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
         const llama_context_ptr none(llama_infllm_init_from_model(model.get(), longer, small_params(first_position)));
         EXPECT_FALSE(none);
         EXPECT_NE(std::string(llama_infllm_last_error()).find("n_ctx = 257"), std::string::npos) << llama_infllm_last_error();
+    }
+}
+
+// Of a text that is one token again and again, all keys of the first layer are the same but for RoPE: undone, wherever in a head
+// it is, it leaves the same representative keys for all blocks.
+TEST_P(LlamaArch, RepresentativeKeysHaveNoRope) {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+
+    const auto model = load(GetParam());
+    ASSERT_TRUE(model);
+
+    auto prm = small_params(model->hparams.use_alibi ? LLAMA_INFLLM_POSITION_INFLLM : LLAMA_INFLLM_POSITION_TRUE);
+    prm.search = LLAMA_INFLLM_SEARCH_QUERIES; // keys are not centred
+    const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), context_params(nullptr), prm));
+    if (!ctx) {
+        GTEST_SKIP() << llama_infllm_last_error();
+    }
+    const auto & layers = llama_infllm_find(llama_get_memory(ctx.get()))->get_layers();
+    const auto & l      = layers.all()[0];
+    if (l.il > 0 || model->pos_embd) {
+        GTEST_SKIP() << "keys of the first of these layers know of the text before";
+    }
+    if (layers.has_weighted()) {
+        GTEST_SKIP() << "keys are weighted after RoPE, which is undone by and large";
+    }
+
+    const std::vector<llama_token> tokens(N_CTX, 7);
+    for (uint32_t p = 0; p < N_CTX; p += N_UBATCH) {
+        feed(ctx.get(), tokens, p, p + N_UBATCH);
+    }
+    const size_t n_embd = l.repr->ne[0];
+    const auto   row    = [&](const ggml_tensor * t, size_t i) {
+        std::vector<ggml_fp16_t> half(n_embd);
+        ggml_backend_tensor_get(t, half.data(), i*t->nb[1], n_embd*sizeof(ggml_fp16_t));
+        std::vector<float> res(n_embd);
+        ggml_fp16_to_fp32_row(half.data(), res.data(), n_embd);
+        return res;
+    };
+    const auto distance = [&](const std::vector<float> & a, const std::vector<float> & b) {
+        double diff = 0.0;
+        double norm = 0.0;
+        for (size_t i = 0; i < n_embd; ++i) {
+            diff += std::pow(double(a[i]) - b[i], 2.0);
+            norm += std::pow(double(a[i]),        2.0);
+        }
+        return std::sqrt(diff/norm);
+    };
+
+    const uint32_t n_repr = 12*layers.prm.infllm.n_repr; // of 12 blocks
+    for (uint32_t i = 1; i < n_repr; ++i) {
+        ASSERT_LT(distance(row(l.repr, 0), row(l.repr, i)), 5e-3) << "representative key " << i;
+    }
+    if (l.rope >= 0) { // or this test would see nothing
+        EXPECT_GT(distance(row(l.k, 0), row(l.k, 5)), 5e-2);
     }
 }

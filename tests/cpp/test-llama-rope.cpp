@@ -3,7 +3,7 @@
 
 #include "random-model.h"
 
-#include "llama-infllm-rope.h"
+#include "llama-infllm-probe.h"
 #include "llama-infllm.h"
 
 #include "ggml-backend.h"
@@ -103,7 +103,7 @@ TEST_P(RopeKinds, ThereAndBackIsTheIdentity) {
     for (const float attn_factor : { 1.0f, 1.7f }) {
         context_ptr ctx(llama_init_from_model(model.get(), context_params(GetParam(), attn_factor)));
         ASSERT_TRUE(ctx);
-        const llama_infllm_rope rope(*model, ctx->get_cparams(), 0);
+        const llama_infllm_rope rope = *llama_infllm_probe_keys(*model, ctx->get_cparams()).at(0).rope;
 
         const int64_t n_embd = 64;
         const std::vector<int32_t> there = { 0, 1, 17, 400, -3, 1000 };
