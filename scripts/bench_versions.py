@@ -31,7 +31,9 @@ def work(args: argparse.Namespace) -> None:
     from infllm_cpp.models import fetch, find
 
     path = find(args.model) if args.model else fetch()
-    with Llama(str(path), n_ctx=args.n_ctx, n_threads=args.threads, n_ubatch=512, infllm=InfLLMConfig()) as llm:
+    with Llama(
+        str(path), n_ctx=args.n_ctx, n_threads=args.threads, n_ubatch=512, infllm=InfLLMConfig()
+    ) as llm:
         tokens = prose(llm, args.n_ctx)
         done = 0
         print("ready", flush=True)
@@ -54,7 +56,15 @@ class Version:
     def __init__(self, python: Path, args: argparse.Namespace) -> None:
         scripts = Path(__file__).resolve().parent
         env = {**os.environ, "PYTHONPATH": f"{python.resolve()}{os.pathsep}{scripts}"}
-        command = [sys.executable, str(Path(__file__).resolve()), "--work", "--n-ctx", str(args.n_ctx), "-t", str(args.threads)]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--work",
+            "--n-ctx",
+            str(args.n_ctx),
+            "-t",
+            str(args.threads),
+        ]
         self.process = subprocess.Popen(
             command + (["-m", args.model] if args.model else []),
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -80,10 +90,14 @@ class Version:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--before", type=Path, help="folder that holds the package infllm_cpp of a build")
     parser.add_argument("--after", type=Path, help="the same of the other one")
-    parser.add_argument("-m", "--model", default="", help="GGUF file or name of a model; default: the demo model")
+    parser.add_argument(
+        "-m", "--model", default="", help="GGUF file or name of a model; default: the demo model"
+    )
     parser.add_argument("--lengths", default="2048,8192,32768", help="tokens, ascending")
     parser.add_argument("--bursts", type=int, default=8, help=f"of {BURST} tokens, at each length")
     parser.add_argument("-t", "--threads", type=int, default=2)
@@ -113,7 +127,10 @@ def main() -> None:
             print(f"| {length:,} | {what} | {a:.1f} | {b:.1f} | {b / a:.3f} |", flush=True)
     for version in versions.values():
         version.close()
-    print(json.dumps({"lengths": lengths, "threads": args.threads, "model": args.model or "demo"}), file=sys.stderr)
+    print(
+        json.dumps({"lengths": lengths, "threads": args.threads, "model": args.model or "demo"}),
+        file=sys.stderr,
+    )
 
 
 if __name__ == "__main__":

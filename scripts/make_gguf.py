@@ -44,11 +44,15 @@ class Shape:
     freq_base: float
     llama3_rope: bool = False  # frequency factors of Llama 3.1
     qkv_bias: bool = False
+    attention: tuple[int, ...] | None = None  # layers that have it, the others are short convolutions (LFM2)
 
+
+N_CONV = 3  # tokens that a short convolution sees
 
 # from the models' config.json
 SHAPES = {
     "small": Shape("llama", 4, 256, 512, 4, 2, 64, 512, 4096, 10000.0),
+    "small-hybrid": Shape("lfm2", 4, 256, 512, 4, 2, 64, 512, 4096, 10000.0, attention=(1, 3)),
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072, 500000.0, llama3_rope=True),
     "qwen2.5-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 131072, 1000000.0, qkv_bias=True),
 }
@@ -68,16 +72,24 @@ def tensors(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "token_embd.weight", (shape.n_vocab, shape.n_embd)
     for i in range(shape.n_layer):
         yield f"blk.{i}.attn_norm.weight", (shape.n_embd,)
-        for name, n in (("q", q), ("k", kv), ("v", kv)):
-            yield f"blk.{i}.attn_{name}.weight", (n, shape.n_embd)
-            if shape.qkv_bias:
-                yield f"blk.{i}.attn_{name}.bias", (n,)
-        yield f"blk.{i}.attn_output.weight", (shape.n_embd, q)
+        if shape.attention is not None and i not in shape.attention:
+            yield f"blk.{i}.shortconv.conv.weight", (shape.n_embd, N_CONV)
+            yield f"blk.{i}.shortconv.in_proj.weight", (3 * shape.n_embd, shape.n_embd)
+            yield f"blk.{i}.shortconv.out_proj.weight", (shape.n_embd, shape.n_embd)
+        else:
+            for name, n in (("q", q), ("k", kv), ("v", kv)):
+                yield f"blk.{i}.attn_{name}.weight", (n, shape.n_embd)
+                if shape.qkv_bias:
+                    yield f"blk.{i}.attn_{name}.bias", (n,)
+            if shape.attention is not None:
+                yield f"blk.{i}.attn_q_norm.weight", (shape.head_dim,)
+                yield f"blk.{i}.attn_k_norm.weight", (shape.head_dim,)
+            yield f"blk.{i}.attn_output.weight", (shape.n_embd, q)
         yield f"blk.{i}.ffn_norm.weight", (shape.n_embd,)
         yield f"blk.{i}.ffn_gate.weight", (shape.n_ff, shape.n_embd)
         yield f"blk.{i}.ffn_up.weight", (shape.n_ff, shape.n_embd)
         yield f"blk.{i}.ffn_down.weight", (shape.n_embd, shape.n_ff)
-    yield "output_norm.weight", (shape.n_embd,)
+    yield ("output_norm" if shape.attention is None else "token_embd_norm") + ".weight", (shape.n_embd,)
     yield "output.weight", (shape.n_vocab, shape.n_embd)
 
 
@@ -133,7 +145,12 @@ def write(shape: Shape, name: str, path: Path, dtype: gguf.GGMLQuantizationType,
     writer.add_block_count(shape.n_layer)
     writer.add_feed_forward_length(shape.n_ff)
     writer.add_head_count(shape.n_head)
-    writer.add_head_count_kv(shape.n_head_kv)
+    if shape.attention is None:
+        writer.add_head_count_kv(shape.n_head_kv)
+    else:
+        heads = [shape.n_head_kv if i in shape.attention else 0 for i in range(shape.n_layer)]
+        writer.add_head_count_kv(heads)
+        writer.add_shortconv_l_cache(N_CONV)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
@@ -147,8 +164,8 @@ def write(shape: Shape, name: str, path: Path, dtype: gguf.GGMLQuantizationType,
     if shape.llama3_rope:
         todo.append(("rope_freqs.weight", (shape.head_dim // 2,)))
     for tensor, dims in todo:
-        if len(dims) == 1:
-            writer.add_tensor_info(tensor, dims, f32, 4 * dims[0])
+        if len(dims) == 1 or tensor.endswith("conv.weight"):
+            writer.add_tensor_info(tensor, dims, f32, 4 * math.prod(dims))
         else:
             n_bytes = dims[0] * dims[1] // block * size
             row = dims[1] // block * size
@@ -166,6 +183,8 @@ def write(shape: Shape, name: str, path: Path, dtype: gguf.GGMLQuantizationType,
             writer.write_tensor_data(np.zeros(dims, np.float32))
         elif len(dims) == 1:
             writer.write_tensor_data(np.ones(dims, np.float32))
+        elif tensor.endswith("conv.weight"):
+            writer.write_tensor_data(pool.rng.standard_normal(dims, np.float32) / math.sqrt(dims[1]))
         else:
             # token vectors are normalised first; a matrix adds up dims[1] products
             scale = 1.0 if tensor.startswith("token_embd") else 1 / math.sqrt(dims[1])

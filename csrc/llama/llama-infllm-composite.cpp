@@ -30,6 +30,15 @@ llama_memory_context_ptr llama_infllm_composite::init_batch(llama_batch_allocr &
         return std::make_unique<llama_infllm_composite_context>(LLAMA_MEMORY_STATUS_FAILED_PREPARE);
     };
 
+    // what waited for a checkpoint, see seq_rm()
+    for (llama_seq_id s = 0; mem.recr && s < llama_seq_id(mem.full->get_n_seq()); ++s) {
+        if (mem.recr->seq_pos_max(s) < 0 && mem.full->seq_pos_max(s) >= 0) {
+            for (auto * part : all) {
+                part->seq_rm(s, -1, -1);
+            }
+        }
+    }
+
     auto ubatches = mem.full->prepare(balloc, n_ubatch);
     if (ubatches.empty()) {
         return fail(nullptr); // it has said why
@@ -85,9 +94,10 @@ bool llama_infllm_composite::seq_rm(llama_seq_id seq_id, llama_pos p0, llama_pos
     }
     if (mem.recr && !mem.recr->seq_rm(seq_id, p0, p1)) {
         // So it is after a failed ubatch, too, which llama_context removes: it has left a state that nothing can follow on.
+        // The rest waits for a checkpoint.
         if (seq_id >= 0 && mem.full->is_last_ubatch(seq_id, p0)) {
             for (auto * part : all) {
-                part->seq_rm(seq_id, -1, -1);
+                part->seq_rm(seq_id, part == mem.recr.get() ? -1 : p0, -1);
             }
         }
         return false;

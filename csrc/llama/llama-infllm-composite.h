@@ -40,7 +40,7 @@ public:
 
     // False, and nothing is changed, also where the rest could not be continued: a recurrent state cannot go back, and a window
     // must hold the tokens before. Only where the last ubatch is removed, which may have failed, is the recurrent state of no use
-    // any more, and the whole sequence goes.
+    // any more, and goes: the sequence is empty then, unless a checkpoint is read.
     bool seq_rm  (llama_seq_id seq_id,                              llama_pos p0, llama_pos p1) override;
     void seq_cp  (llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1) override;
     void seq_keep(llama_seq_id seq_id)                                                          override;

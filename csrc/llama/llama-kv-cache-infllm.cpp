@@ -298,6 +298,10 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_break
 void llama_kv_cache_infllm::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     GGML_UNUSED(seq_id);
 
+    if (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) {
+        return; // what cannot go back by itself: nothing
+    }
+
     // llama-server saves prompts without a look at the result: a size of 0, which an error gives, would count as saved, and as
     // restored, with other tokens in the cache. Where only the size is asked for, it is that of a mark, which is never written.
     if (flags == LLAMA_STATE_SEQ_FLAGS_NONE && std::strstr(typeid(io).name(), "llama_io_write_dummy")) {
@@ -311,8 +315,10 @@ void llama_kv_cache_infllm::state_write(llama_io_write_i & io, llama_seq_id seq_
 void llama_kv_cache_infllm::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
     GGML_UNUSED(io);
     GGML_UNUSED(seq_id);
-    GGML_UNUSED(flags);
 
+    if (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) {
+        return;
+    }
     throw std::runtime_error("loading the state of an InfLLM memory is not supported");
 }
 

@@ -190,6 +190,35 @@ void context::clear() {
     compute([&] { llama_memory_clear(llama_get_memory(ptr.get()), false); });
 }
 
+bool context::needs_checkpoints() const {
+    const auto * m = mdl->get();
+    return llama_model_is_hybrid(m) || llama_model_is_recurrent(m) || llama_model_n_swa(m) > 0;
+}
+
+py::bytes context::checkpoint() {
+    std::string data;
+    compute([&] {
+        const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+        data.resize(llama_state_seq_get_size_ext(ptr.get(), 0, flags));
+        data.resize(llama_state_seq_get_data_ext(ptr.get(), reinterpret_cast<uint8_t *>(&data[0]), data.size(), 0, flags));
+    });
+    return data;
+}
+
+bool context::restore(const py::bytes & state, int32_t p0) {
+    const std::string data = state;
+    bool res = false;
+    compute([&] {
+        auto * mem = llama_get_memory(ptr.get());
+        res = !data.empty() && llama_state_seq_set_data_ext(ptr.get(), reinterpret_cast<const uint8_t *>(data.data()), data.size(), 0,
+                LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) > 0 && llama_memory_seq_rm(mem, 0, p0, -1);
+        if (!res) {
+            llama_memory_seq_rm(mem, 0, -1, -1);
+        }
+    });
+    return res;
+}
+
 std::optional<llama_infllm_params> context::infllm_params() const {
     llama_infllm_params res;
     if (!llama_infllm_get_params(ptr.get(), &res)) {

@@ -67,6 +67,15 @@ public:
     bool seq_rm(int32_t p0); // remove positions p0 and later; false: not possible, nothing changed
     void clear();
 
+    // whether the model has parts that cannot go back by themselves: recurrent states, sliding windows
+    bool needs_checkpoints() const;
+
+    // the state of these parts
+    py::bytes checkpoint();
+
+    // go back to p0 tokens, at which the checkpoint was made; false: it does not fit, nothing is left
+    bool restore(const py::bytes & state, int32_t p0);
+
     std::optional<llama_infllm_params> infllm_params() const;
     std::optional<llama_infllm_stats>  stats(int32_t il) const;
 

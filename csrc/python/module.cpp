@@ -184,6 +184,9 @@ PYBIND11_MODULE(_core, m) {
         .def("paging_reason",   &context::paging_reason, py::arg("il") = -1)
         .def("check_slots",     &context::check_slots)
         .def("set_replay",      &context::set_replay, py::arg("selections"))
+        .def("needs_checkpoints", &context::needs_checkpoints)
+        .def("checkpoint", &context::checkpoint)
+        .def("restore",    &context::restore, py::arg("state"), py::arg("p0"))
         .def("copy_state_from", &context::copy_state_from, py::arg("source"))
         .def("set_trace",       &context::set_trace, py::arg("enabled"))
         .def("take_trace",      &context::take_trace);

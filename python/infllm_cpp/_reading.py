@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import _core
+from ._checkpoints import Checkpoints
 from ._loading import check_int
 from ._paging import PagingWatch
 from ._stored import StoredTokens
@@ -46,6 +47,7 @@ class Reader:
         self._is_computing = False
         self._version = 0  # of the stored tokens: a stream must not go on when another call changed them
         self._stored = StoredTokens()  # the memory is right where the two disagree, see _sync
+        self._checkpoints = Checkpoints()
         self._has_logits = False
         self._trace: TraceCallback | None = None
         self._model_or_none: _core.Model | None = model
@@ -157,10 +159,14 @@ class Reader:
     def truncate(self, n_tokens: int) -> int:
         """Forget all but the first `n_tokens` stored tokens.
 
+        A recurrent state cannot go back, and a sliding window not far. Then the context goes back to the last
+        checkpoint before: the start of a text given to `eval` or `prefill` after others, or the last ubatch of a
+        prompt. The latest 8 are kept, of at most 512 MiB.
+
         Returns
         -------
         int
-            Tokens stored now: `n_tokens`, or 0 where the memory cannot remove this tail alone.
+            Tokens stored now: `n_tokens`, or fewer where it takes a checkpoint, 0 where there is none.
 
         Raises
         ------
@@ -181,9 +187,11 @@ class Reader:
         if n_tokens == len(self._tokens):
             return
         self._has_logits = False
-        if n_tokens == 0 or not self._ctx.seq_rm(n_tokens):
+        if n_tokens > 0 and not self._ctx.seq_rm(n_tokens):
+            n_tokens = self._checkpoints.restore(self._ctx, n_tokens)
+        if n_tokens == 0:
             self._ctx.clear()
-            n_tokens = 0
+        self._checkpoints.forget_after(n_tokens)
         self._stored.truncate(n_tokens)
 
     def _sync(self) -> None:
@@ -193,8 +201,11 @@ class Reader:
         from the memory: the list can only be too long.
         """
         n_past = self._ctx.n_past()
+        if n_past == 0 and self._tokens:  # a recurrent state is lost where a ubatch failed
+            n_past = self._checkpoints.restore(self._ctx, len(self._tokens))
         if n_past < len(self._tokens):
             self._stored.truncate(n_past)
+            self._checkpoints.forget_after(n_past)
             self._has_logits = False
 
     # -- evaluation --------------------------------------------------------------------------------
@@ -285,13 +296,19 @@ class Reader:
 
         logits = np.empty((n_total, self._model.n_vocab()), dtype=np.float32) if all_logits else None
         outputs = _core.Context.Outputs
+        question = p1  # where the last ubatch begins
         if n_total > 1:
             self._stored.begin_text(p0 if begin is None else begin, p1)
+            self._checkpoints.add(ctx, p0)
+            question = ([p0] + ctx.ubatch_ends(p0, p1, ends=not all_logits))[-2]
         try:
             n_done = 0
             while n_done < n_total:
                 pos = p0 + n_done
                 end = ctx.batch_end(pos, p1, ends=not all_logits)
+                if pos < question < end and ctx.needs_checkpoints():
+                    end = question
+                self._checkpoints.add(ctx, pos, passing=pos != question)
                 i, n_done = n_done, end - p0
                 batch = list(tokens[i:n_done])
 

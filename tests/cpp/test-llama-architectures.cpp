@@ -277,8 +277,27 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
             EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), -1);
             EXPECT_EQ(feed_all(far), last);
         }
-        // further back than a window reaches, nothing can be followed on; else the rest is whole
+        // with a checkpoint of what cannot go back by itself, everything can
         const llama_pos half = N_CTX/2;
+        const auto feed_to = [&](uint32_t p0, uint32_t p1) {
+            std::vector<float> res;
+            for (uint32_t p = p0; p < p1; p += N_UBATCH) {
+                res = feed(far.get(), tokens, p, p + N_UBATCH);
+            }
+            return res;
+        };
+        ASSERT_TRUE(llama_memory_seq_rm(mem, 0, -1, -1));
+        feed_to(0, half);
+        const auto flags = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
+        std::vector<uint8_t> checkpoint(llama_state_seq_get_size_ext(far.get(), 0, flags));
+        EXPECT_EQ(llama_state_seq_get_data_ext(far.get(), checkpoint.data(), checkpoint.size(), 0, flags), checkpoint.size());
+        EXPECT_EQ(feed_to(half, N_CTX), last);
+        EXPECT_EQ(llama_state_seq_set_data_ext(far.get(), checkpoint.data(), checkpoint.size(), 0, flags), checkpoint.size());
+        ASSERT_TRUE(llama_memory_seq_rm(mem, 0, half, -1));
+        EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), half - 1);
+        EXPECT_EQ(feed_to(half, N_CTX), last);
+
+        // further back than a window reaches, nothing can be followed on; else the rest is whole
         if (llama_memory_seq_rm(mem, 0, half, -1)) {
             EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), half - 1);
             EXPECT_EQ(feed(far.get(), tokens, half, half + N_UBATCH).empty(), false);
