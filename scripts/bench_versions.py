@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Compare two builds of infllm-cpp: reading and decoding, at growing lengths of one context, alternately.
 
-Both run as processes of their own that live as long as the benchmark does. Only one works at a time: a piece of the
-prompt, then a burst of tokens, and the other one the same. Medians over the pieces and bursts, and their ratio.
+Both run as processes of their own that live as long as the benchmark does. Only one works at a time: a piece
+of the prompt, then a burst of tokens, and the other one the same. Medians over the pieces and bursts, and
+their ratio.
 
     python scripts/bench_versions.py --before ../old/python --after python
     python scripts/bench_versions.py --before ../old/python --after python -m gemma3-270m --lengths 2048,8192
@@ -26,7 +27,6 @@ BURST = 16  # tokens that are decoded before it is
 def work(args: argparse.Namespace) -> None:
     """Obey: a line is "read N" or "decode N", the answer its seconds."""
     from bench import prose
-
     from infllm_cpp import InfLLMConfig, Llama
     from infllm_cpp.models import fetch, find
 

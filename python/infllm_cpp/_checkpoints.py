@@ -1,9 +1,9 @@
-"""States of what cannot go back by itself, so that the last turn of a chat can be read again without the rest.
+"""States of what cannot go back by itself, so that the last turn of a chat can be read again, and it alone.
 
-Recurrent layers have the state of the last token, and a sliding window keeps little more than itself: llama.cpp
-cannot remove a tail of such a sequence. llama-server keeps checkpoints of these parts alone
-(``llama_state_seq_get_data_ext()`` with ``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``), and so do we; layers that attend
-to all tokens go back by themselves.
+Recurrent layers have the state of the last token, and a sliding window keeps little more than itself:
+llama.cpp cannot remove a tail of such a sequence. llama-server keeps checkpoints of these parts alone
+(``llama_state_seq_get_data_ext()`` with ``LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY``), and so do we; layers that
+attend to all tokens go back by themselves.
 """
 
 from __future__ import annotations

@@ -160,8 +160,8 @@ class Reader:
         """Forget all but the first `n_tokens` stored tokens.
 
         A recurrent state cannot go back, and a sliding window not far. Then the context goes back to the last
-        checkpoint before: the start of a text given to `eval` or `prefill` after others, or the last ubatch of a
-        prompt. The latest 8 are kept, of at most 512 MiB.
+        checkpoint before: where a text began that was given to `eval` or `prefill` after others, or the last
+        ubatch of a prompt. The latest 8 are kept, of at most 512 MiB.
 
         Returns
         -------
@@ -300,7 +300,7 @@ class Reader:
         if n_total > 1:
             self._stored.begin_text(p0 if begin is None else begin, p1)
             self._checkpoints.add(ctx, p0)
-            question = ([p0] + ctx.ubatch_ends(p0, p1, ends=not all_logits))[-2]
+            question = [p0, *ctx.ubatch_ends(p0, p1, ends=not all_logits)][-2]
         try:
             n_done = 0
             while n_done < n_total:
