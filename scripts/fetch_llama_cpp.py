@@ -48,6 +48,8 @@ KEEP = (
     "models/templates/",
     "src/",
     "tests/test-llama-archs.cpp",
+    "tests/test-save-load-state.cpp",
+    "tests/test-state-restore-fragmented.cpp",
     "tools/llama-bench/",
     "tools/perplexity/",
     "tools/rpc/",

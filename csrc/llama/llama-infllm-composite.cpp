@@ -157,10 +157,7 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_infllm_composite::memory_brea
 }
 
 void llama_infllm_composite::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    if ((flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
-        mem.full->state_write(io, seq_id, flags);
-        return; // asked for the size of what cannot be written
-    }
+    mem.full->state_write(io, seq_id, flags);
     if (mem.swa) {
         mem.swa->state_write(io, seq_id, flags);
     }
@@ -170,14 +167,19 @@ void llama_infllm_composite::state_write(llama_io_write_i & io, llama_seq_id seq
 }
 
 void llama_infllm_composite::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    if ((flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) == 0) {
-        mem.full->state_read(io, seq_id, flags);
-    }
-    if (mem.swa) {
-        mem.swa->state_read(io, seq_id, flags);
-    }
-    if (mem.recr) {
-        mem.recr->state_read(io, seq_id, flags);
+    mem.full->state_read(io, seq_id, flags); // refuses what does not fit
+    try {
+        if (mem.swa) {
+            mem.swa->state_read(io, seq_id, flags);
+        }
+        if (mem.recr) {
+            mem.recr->state_read(io, seq_id, flags);
+        }
+    } catch (...) {
+        for (auto * part : all) { // they do not belong together
+            part->seq_rm(seq_id, -1, -1);
+        }
+        throw;
     }
 }
 

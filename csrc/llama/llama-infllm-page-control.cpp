@@ -261,6 +261,18 @@ void llama_infllm_page_control::store(uint32_t seq, uint32_t block0, uint32_t n_
     n_stored[seq] = block0 + data.size();
 }
 
+void llama_infllm_page_control::load(uint32_t seq, const std::vector<uint8_t *> & data) {
+    for (auto * pagers : { &host, has_devices() ? device.get() : nullptr }) {
+        if (pagers && !pagers->empty()) {
+            for (uint32_t i = 0; i < data.size(); ++i) {
+                pagers->set_block(seq, i, data[i]);
+            }
+            pagers->store({ seq, uint32_t(data.size()), 0, 0, nullptr }); // they are in the store already
+        }
+    }
+    n_stored[seq] = data.size();
+}
+
 void llama_infllm_page_control::copy_seq(uint32_t src, uint32_t dst) {
     host.copy_seq(src, dst, n_stored[src]);
     if (has_devices()) {

@@ -79,6 +79,9 @@ public:
     // blocks [block0, block0 + data.size()) of a sequence leave the ring
     void store(uint32_t seq, uint32_t block0, uint32_t n_tokens, const std::vector<uint8_t *> & data);
 
+    // the blocks of a sequence, none before, which were stored by another context
+    void load(uint32_t seq, const std::vector<uint8_t *> & data);
+
     const std::vector<uint32_t> & get_n_stored() const { return n_stored; } // [n_seq]
     void set_n_stored(uint32_t seq, uint32_t n) { n_stored[seq] = n; }      // it has become less
     void copy_seq(uint32_t src, uint32_t dst);

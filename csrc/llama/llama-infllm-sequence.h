@@ -7,6 +7,10 @@
 
 #include <vector>
 
+struct llama_infllm_snapshot;
+
+class llama_io_write_i;
+
 // A sequence of the InfLLM memory: positions 0 .. n_tokens-1, without gaps. All blocks [0, n_offload) are in the store, everything
 // after them is in the ring; n_offload > 0 is called paging, and then every slot holds one of the stored blocks. What its layers
 // hold beside is the pagers' (llama_infllm_pagers).
@@ -37,6 +41,12 @@ public:
 
     // the same as another sequence, whose resident buffers and pagers' state have been copied
     void copy(const llama_infllm_sequence & other);
+
+    // the whole of it, as bytes, see llama-infllm-state.h
+    void write(llama_io_write_i & io) const;
+
+    // become what was read; there is room for the blocks
+    void load(llama_infllm_snapshot & state);
 
     uint32_t get_n_tokens()  const { return n_tokens; }
     uint32_t get_n_offload() const { return blocks.size(); }

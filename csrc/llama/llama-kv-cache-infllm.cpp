@@ -1,6 +1,7 @@
 #include "llama-kv-cache-infllm.h"
 
 #include "llama-infllm-impl.h"
+#include "llama-infllm-state.h"
 
 #include "../infllm/text-split.h"
 
@@ -9,9 +10,7 @@
 #include "llama-model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <stdexcept>
-#include <typeinfo>
 
 //
 // llama_kv_cache_infllm
@@ -137,15 +136,10 @@ std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & ba
         ubatches.push_back(std::move(ubatch));
     }
 
-    std::string why = check_store(n_blocks_new);
-    if (why.empty() && !store->reserve(n_blocks_new)) {
-        why = "there is no memory for more blocks in the store: free memory, or shorten the text";
-    }
-    if (!why.empty()) {
-        return fail(why);
-    }
-    if (layers.can_page() && !layers.grow(n_block_max)) {
-        return fail("there is no memory for more representative keys: free memory, lower n_repr, or shorten the text");
+    try {
+        reserve(n_blocks_new, n_block_max);
+    } catch (const std::exception & err) {
+        return fail(err.what());
     }
 
     return ubatches;
@@ -296,30 +290,83 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_break
 }
 
 void llama_kv_cache_infllm::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
-    GGML_UNUSED(seq_id);
-
     if (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) {
         return; // what cannot go back by itself: nothing
     }
 
-    // llama-server saves prompts without a look at the result: a size of 0, which an error gives, would count as saved, and as
-    // restored, with other tokens in the cache. Where only the size is asked for, it is that of a mark, which is never written.
-    if (flags == LLAMA_STATE_SEQ_FLAGS_NONE && std::strstr(typeid(io).name(), "llama_io_write_dummy")) {
-        io.write("none", 4);
-        return;
+    // one of them, or all that have tokens
+    std::vector<const llama_infllm_sequence *> saved;
+    for (llama_seq_id s = 0; s < llama_seq_id(seqs.size()); ++s) {
+        if (s == seq_id || (seq_id < 0 && seqs[s].get_n_tokens() > 0)) {
+            saved.push_back(&seqs[s]);
+        }
     }
+    const auto n = uint32_t(saved.size());
 
-    throw std::runtime_error("saving the state of an InfLLM memory is not supported");
+    llama_infllm_fingerprint(layers).write(io);
+    io.write(&n, sizeof(n));
+    for (const auto * seq : saved) {
+        seq->write(io);
+    }
 }
 
 void llama_kv_cache_infllm::state_read(llama_io_read_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) {
-    GGML_UNUSED(io);
-    GGML_UNUSED(seq_id);
-
     if (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) {
         return;
     }
-    throw std::runtime_error("loading the state of an InfLLM memory is not supported");
+
+    llama_infllm_set_error("");
+
+    std::vector<llama_infllm_snapshot> states;
+    try {
+        llama_infllm_fingerprint(layers).check(io);
+        uint32_t n;
+        io.read(&n, sizeof(n));
+        if (n > seqs.size() || (seq_id >= 0 && n != 1)) {
+            throw std::runtime_error(::format("the state cannot be loaded: it has %u sequences, this context %zu", n, seqs.size()));
+        }
+        for (uint32_t i = 0; i < n; ++i) {
+            auto & state = states.emplace_back();
+            state.read(io, layers, *store, [&](uint32_t n_block) { reserve(n_block, 0); });
+            if (seq_id < 0 && (state.id < 0 || state.id >= llama_seq_id(seqs.size()) || (i > 0 && state.id <= states[i - 1].id))) {
+                throw std::runtime_error(::format("the state cannot be loaded: it has a sequence %d, this context %zu sequences",
+                        state.id, seqs.size()));
+            }
+            reserve(0, state.n_offload);
+        }
+    } catch (const std::exception & err) {
+        for (const auto & state : states) {
+            for (const int32_t block : state.blocks) {
+                store->unref(block);
+            }
+        }
+        llama_infllm_set_error(err.what());
+        LLAMA_LOG_ERROR("%s: %s\n", __func__, err.what());
+        throw;
+    }
+
+    for (auto & seq : seqs) {
+        if (seq_id < 0) {
+            seq.reset();
+        }
+    }
+    for (auto & state : states) {
+        seqs[seq_id < 0 ? state.id : seq_id].load(state);
+    }
+    update();
+}
+
+void llama_kv_cache_infllm::reserve(uint64_t n_blocks_new, uint32_t n_block) {
+    std::string why = check_store(n_blocks_new);
+    if (why.empty() && !store->reserve(n_blocks_new)) {
+        why = "there is no memory for more blocks in the store: free memory, or shorten the text";
+    }
+    if (why.empty() && layers.can_page() && !layers.grow(n_block)) {
+        why = "there is no memory for more representative keys: free memory, lower n_repr, or shorten the text";
+    }
+    if (!why.empty()) {
+        throw std::runtime_error(why);
+    }
 }
 
 //

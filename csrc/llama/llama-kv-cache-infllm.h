@@ -137,6 +137,10 @@ private:
 
     void begin_ubatch(llama_seq_id seq_id, uint32_t p0, uint32_t n_tokens);
 
+    // Take memory for n_blocks_new more blocks in the store, and for n_block of a sequence; throws, with nothing changed, if there
+    // is none.
+    void reserve(uint64_t n_blocks_new, uint32_t n_block);
+
     // why n_new more blocks cannot be stored; empty: they can
     std::string check_store(uint64_t n_new) const;
 

@@ -295,7 +295,18 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
         EXPECT_EQ(llama_state_seq_set_data_ext(far.get(), checkpoint.data(), checkpoint.size(), 0, flags), checkpoint.size());
         ASSERT_TRUE(llama_memory_seq_rm(mem, 0, half, -1));
         EXPECT_EQ(llama_memory_seq_pos_max(mem, 0), half - 1);
+
+        // the whole state, in a context of its own
+        std::vector<uint8_t> state(llama_state_seq_get_size(far.get(), 0));
+        ASSERT_EQ(llama_state_seq_get_data(far.get(), state.data(), state.size(), 0), state.size());
         EXPECT_EQ(feed_to(half, N_CTX), last);
+        const llama_context_ptr other(llama_infllm_init_from_model(model.get(), context_params(nullptr), small_params(position)));
+        ASSERT_EQ(llama_state_seq_set_data(other.get(), state.data(), state.size(), 0), state.size()) << llama_infllm_last_error();
+        std::vector<float> again;
+        for (uint32_t p = half; p < N_CTX; p += N_UBATCH) {
+            again = feed(other.get(), tokens, p, p + N_UBATCH);
+        }
+        EXPECT_EQ(again, last);
 
         // further back than a window reaches, nothing can be followed on; else the rest is whole
         if (llama_memory_seq_rm(mem, 0, half, -1)) {

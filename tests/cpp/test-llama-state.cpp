@@ -1,4 +1,4 @@
-// What programs that save the state of a context get: a failure that they notice.
+// States saved and loaded: what follows is the same, bit for bit; what does not fit or is damaged is refused, and changes nothing.
 
 #include "tiny-model.h"
 
@@ -6,40 +6,284 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <random>
+#include <string>
 #include <vector>
 
-// as llama-server does, which looks at the size that was read alone
-TEST(LlamaState, OfAPromptIsNotTakenForRestored) {
-    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+namespace {
 
+using tokens_t = std::vector<llama_token>;
+using logits_t = std::vector<float>;
+using bytes_t  = std::vector<uint8_t>;
+
+struct state_case {
+    llama_infllm_position position;
+    llama_infllm_paging   paging;
+    ggml_type             type;
+    llama_infllm_search   search;
+    uint32_t              n_tokens; // that are saved
+};
+
+std::ostream & operator<<(std::ostream & os, const state_case & c) {
+    return os << (c.position == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm") << (c.paging == LLAMA_INFLLM_PAGING_HOST ? "Host" : "Device")
+        << ggml_type_name(c.type) << (c.search == LLAMA_INFLLM_SEARCH_KEYS ? "Keys" : "Queries") << c.n_tokens;
+}
+
+llama_infllm_params infllm_params(const state_case & c) {
     auto prm = llama_infllm_default_params();
-    prm.n_local    = 32;
-    prm.block_size = 8;
+    prm.n_init            = 8;
+    prm.n_local           = 32;
+    prm.block_size        = 8;
+    prm.topk              = 4;
+    prm.max_cached_blocks = 8;
+    prm.n_score           = 8;
+    prm.position          = c.position;
+    prm.paging            = c.paging;
+    prm.search            = c.search;
+    return prm;
+}
 
+llama_context_params context_params(const state_case & c, uint32_t n_seq = 1) {
     auto cprm = llama_context_default_params();
-    cprm.n_ctx     = 512;
-    cprm.n_ubatch  = 16;
-    cprm.n_threads = 1;
+    cprm.n_ctx           = 1024*n_seq;
+    cprm.n_seq_max       = n_seq;
+    cprm.n_ubatch        = 16;
+    cprm.n_threads       = 1;
+    cprm.n_threads_batch = 1;
+    cprm.type_k          = c.type;
+    cprm.type_v          = c.type;
+    cprm.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    return cprm;
+}
 
-    const auto              model = tiny_model("llama", 64);
-    const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, prm));
-    ASSERT_TRUE(ctx) << llama_infllm_last_error();
+class LlamaState : public testing::TestWithParam<state_case> {
+protected:
+    static void SetUpTestSuite() {
+        llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+        model = tiny_model("llama", 64);
+    }
 
-    std::vector<llama_token> tokens = { 1, 2, 3 };
-    ASSERT_EQ(llama_decode(ctx.get(), llama_batch_get_one(tokens.data(), int32_t(tokens.size()))), 0);
+    static void TearDownTestSuite() { model.reset(); }
 
-    std::vector<uint8_t> state(llama_state_seq_get_size(ctx.get(), 0));
-    EXPECT_EQ(llama_state_seq_get_data(ctx.get(), state.data(), state.size(), 0), 0u);
-    EXPECT_NE(llama_state_seq_set_data(ctx.get(), state.data(), state.size(), 0), state.size());
+    static llama_context_ptr make(const state_case & c, uint32_t n_seq = 1) {
+        llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), context_params(c, n_seq), infllm_params(c)));
+        EXPECT_TRUE(ctx) << llama_infllm_last_error();
+        return ctx;
+    }
 
-    // other programs compare the sizes of what is saved beside the whole: both are 0
-    const auto partial = LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY;
-    const auto size    = llama_state_seq_get_size_ext(ctx.get(), 0, partial);
-    EXPECT_EQ(llama_state_seq_get_data_ext(ctx.get(), state.data(), size, 0, partial), size);
+    static int n_vocab() { return llama_vocab_n_tokens(llama_model_get_vocab(model.get())); }
 
-    state.resize(llama_state_get_size(ctx.get()));
-    EXPECT_EQ(llama_state_get_data(ctx.get(), state.data(), state.size()), 0u);
+    static tokens_t text(uint32_t n, uint32_t seed) {
+        std::mt19937 rng(seed);
+        tokens_t res(n);
+        for (auto & t : res) {
+            t = llama_token(rng()%uint32_t(n_vocab()));
+        }
+        return res;
+    }
 
-    // and nothing has changed
-    EXPECT_EQ(llama_memory_seq_pos_max(llama_get_memory(ctx.get()), 0), 2);
+    // logits of the last token
+    static logits_t feed(llama_context * ctx, const tokens_t & tokens, llama_seq_id seq = 0) {
+        llama_batch batch = llama_batch_init(int32_t(tokens.size()), 0, 1);
+        const llama_pos p0 = llama_memory_seq_pos_max(llama_get_memory(ctx), seq) + 1;
+        for (size_t i = 0; i < tokens.size(); ++i) {
+            batch.token   [i]    = tokens[i];
+            batch.pos     [i]    = p0 + llama_pos(i);
+            batch.n_seq_id[i]    = 1;
+            batch.seq_id  [i][0] = seq;
+            batch.logits  [i]    = i + 1 == tokens.size();
+        }
+        batch.n_tokens = int32_t(tokens.size());
+        EXPECT_EQ(llama_decode(ctx, batch), 0) << llama_infllm_last_error();
+        llama_batch_free(batch);
+        const float * logits = llama_get_logits_ith(ctx, -1);
+        return { logits, logits + n_vocab() };
+    }
+
+    // logits of n tokens that are decoded one by one, and of a text
+    static std::vector<logits_t> go_on(llama_context * ctx, uint32_t n, llama_seq_id seq = 0) {
+        std::vector<logits_t> res = { feed(ctx, { 1 }, seq) };
+        for (uint32_t i = 1; i < n; ++i) {
+            const auto & last = res.back();
+            res.push_back(feed(ctx, { llama_token(std::max_element(last.begin(), last.end()) - last.begin()) }, seq));
+        }
+        res.push_back(feed(ctx, text(40, 9), seq));
+        return res;
+    }
+
+    static bytes_t save(llama_context * ctx, llama_seq_id seq = 0) {
+        bytes_t res(llama_state_seq_get_size(ctx, seq));
+        EXPECT_EQ(llama_state_seq_get_data(ctx, res.data(), res.size(), seq), res.size());
+        return res;
+    }
+
+    static bool load(llama_context * ctx, const bytes_t & state, llama_seq_id seq = 0) {
+        return llama_state_seq_set_data(ctx, state.data(), state.size(), seq) == state.size();
+    }
+
+    static inline llama_model_ptr model;
+};
+
+constexpr auto TRUE_POS = LLAMA_INFLLM_POSITION_TRUE;
+constexpr auto INFLLM   = LLAMA_INFLLM_POSITION_INFLLM;
+constexpr auto HOST     = LLAMA_INFLLM_PAGING_HOST;
+constexpr auto DEVICE   = LLAMA_INFLLM_PAGING_DEVICE;
+constexpr auto KEYS     = LLAMA_INFLLM_SEARCH_KEYS;
+constexpr auto QUERIES  = LLAMA_INFLLM_SEARCH_QUERIES;
+
+INSTANTIATE_TEST_SUITE_P(Kinds, LlamaState, testing::Values(
+    state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  KEYS,    0   },
+    state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  KEYS,    90  }, // all fits
+    state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  KEYS,    400 },
+    state_case { INFLLM,   HOST,   GGML_TYPE_F16,  KEYS,    400 },
+    state_case { INFLLM,   DEVICE, GGML_TYPE_F16,  KEYS,    400 },
+    state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  QUERIES, 90  },
+    state_case { INFLLM,   HOST,   GGML_TYPE_F16,  QUERIES, 400 },
+    state_case { TRUE_POS, DEVICE, GGML_TYPE_Q8_0, QUERIES, 400 },
+    state_case { INFLLM,   HOST,   GGML_TYPE_Q8_0, KEYS,    400 },
+    state_case { INFLLM,   HOST,   GGML_TYPE_Q4_0, KEYS,    400 },
+    state_case { INFLLM,   HOST,   GGML_TYPE_BF16, KEYS,    400 }),
+    testing::PrintToStringParamName());
+
+} // namespace
+
+TEST_P(LlamaState, GoesOnBitForBit) {
+    const auto ctx = make(GetParam());
+    if (GetParam().n_tokens > 0) {
+        feed(ctx.get(), text(GetParam().n_tokens, 1));
+        feed(ctx.get(), { 3 }); // after it slots are as decoding has them
+    }
+    const auto state    = save(ctx.get());
+    const auto expected = go_on(ctx.get(), 64);
+
+    // in another context, over whatever is there, and where it comes from
+    const auto other = make(GetParam());
+    feed(other.get(), text(300, 2));
+    for (auto * to : { other.get(), ctx.get() }) {
+        ASSERT_TRUE(load(to, state)) << llama_infllm_last_error();
+        EXPECT_EQ(save(to), state);
+        EXPECT_EQ(llama_infllm_check_slots(to), 0u);
+        ASSERT_EQ(go_on(to, 64), expected);
+    }
+
+    // and back, as if it had never been saved
+    if (GetParam().n_tokens > 100) {
+        for (auto * to : { other.get(), ctx.get() }) {
+            ASSERT_TRUE(load(to, state));
+            ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(to), 0, 64, -1));
+        }
+        EXPECT_EQ(go_on(ctx.get(), 8), go_on(other.get(), 8));
+    }
+}
+
+TEST_P(LlamaState, IsOneOfASequence) {
+    const auto two = make(GetParam(), 2);
+    const auto a   = text(150, 3);
+    const auto b   = text(GetParam().n_tokens + 1, 4);
+    feed(two.get(), a, 0);
+    feed(two.get(), b, 1);
+    const auto state    = save(two.get(), 1);
+    const auto expected = go_on(two.get(), 8, 1);
+    const auto follows  = go_on(two.get(), 8, 0);
+
+    // another sequence becomes it, and the first one goes on
+    const auto other = make(GetParam(), 2);
+    feed(other.get(), a, 0);
+    feed(other.get(), a, 1);
+    ASSERT_TRUE(load(other.get(), state, 1)) << llama_infllm_last_error();
+    EXPECT_EQ(go_on(other.get(), 8, 1), expected);
+    EXPECT_EQ(go_on(other.get(), 8, 0), follows);
+    ASSERT_TRUE(load(other.get(), state, 0));
+    EXPECT_EQ(go_on(other.get(), 8, 0), expected);
+}
+
+TEST_P(LlamaState, OfAllSequences) {
+    const auto ctx = make(GetParam(), 2);
+    feed(ctx.get(), text(150, 3), 0);
+    feed(ctx.get(), text(GetParam().n_tokens + 1, 4), 1);
+    bytes_t state(llama_state_get_size(ctx.get()));
+    ASSERT_EQ(llama_state_get_data(ctx.get(), state.data(), state.size()), state.size());
+    const auto expected = go_on(ctx.get(), 8, 1);
+
+    const auto other = make(GetParam(), 2);
+    ASSERT_EQ(llama_state_set_data(other.get(), state.data(), state.size()), state.size()) << llama_infllm_last_error();
+    EXPECT_EQ(go_on(other.get(), 8, 1), expected);
+}
+
+TEST_P(LlamaState, WhatDoesNotFitIsRefusedByName) {
+    const auto ctx = make(GetParam());
+    feed(ctx.get(), text(GetParam().n_tokens + 1, 1));
+    const auto state = save(ctx.get());
+
+    const struct {
+        const char * name;
+        void (*change)(llama_infllm_params &, llama_context_params &);
+    } others[] = {
+        { "n_local",    [](auto & p, auto &) { p.n_local = 48; } },
+        { "block_size", [](auto & p, auto &) { p.block_size = 16; } },
+        { "n_init",     [](auto & p, auto &) { p.n_init = 16; } },
+        { "max_cached_blocks", [](auto & p, auto &) { p.max_cached_blocks = 6; } },
+        { "position",   [](auto & p, auto &) { p.position = p.position == TRUE_POS ? INFLLM : TRUE_POS; } },
+        { "search",     [](auto & p, auto &) { p.search = p.search == KEYS ? QUERIES : KEYS; } },
+        { "type_k",     [](auto &, auto & c) { c.type_k = c.type_k == GGML_TYPE_Q8_0 ? GGML_TYPE_F16 : GGML_TYPE_Q8_0; } },
+    };
+    for (const auto & other : others) {
+        SCOPED_TRACE(other.name);
+        auto prm  = infllm_params(GetParam());
+        auto cprm = context_params(GetParam());
+        other.change(prm, cprm);
+        const llama_context_ptr to(llama_infllm_init_from_model(model.get(), cprm, prm));
+        ASSERT_TRUE(to) << llama_infllm_last_error();
+        feed(to.get(), text(200, 5));
+        const auto before = save(to.get());
+
+        EXPECT_FALSE(load(to.get(), state));
+        EXPECT_NE(std::string(llama_infllm_last_error()).find(other.name), std::string::npos) << llama_infllm_last_error();
+        EXPECT_EQ(save(to.get()), before);
+    }
+
+    // one of a plain cache
+    const llama_context_ptr plain(llama_init_from_model(model.get(), context_params(GetParam())));
+    feed(plain.get(), text(50, 1));
+    EXPECT_FALSE(load(ctx.get(), save(plain.get())));
+    EXPECT_NE(std::string(llama_infllm_last_error()).find("InfLLM"), std::string::npos) << llama_infllm_last_error();
+    EXPECT_EQ(save(ctx.get()), state);
+}
+
+// INFLLM_TEST_FUZZ: states to try
+TEST_P(LlamaState, DamagedOnesAreRefusedOrRight) {
+    const char * n_fuzz = std::getenv("INFLLM_TEST_FUZZ");
+    const int    n      = n_fuzz ? std::atoi(n_fuzz) : 150;
+
+    const auto ctx = make(GetParam());
+    feed(ctx.get(), text(GetParam().n_tokens + 1, 1));
+    const auto state = save(ctx.get());
+    const auto to    = make(GetParam());
+
+    std::mt19937 rng(1);
+    for (int i = 0; i < n; ++i) {
+        auto damaged = state;
+        if (i%3 == 0) {
+            damaged.resize(rng()%state.size());
+        } else {
+            const size_t end = i%3 == 1 ? std::min<size_t>(state.size(), 512) : state.size(); // most numbers come first
+            for (uint32_t j = rng()%4; j < 4; ++j) {
+                damaged[rng()%end] = uint8_t(rng());
+            }
+        }
+        const auto before = save(to.get());
+        if (load(to.get(), damaged)) {
+            ASSERT_EQ(save(to.get()), state); // what was changed says nothing of the sequence
+        } else {
+            ASSERT_EQ(save(to.get()), before);
+        }
+        if (i%10 == 0) {
+            llama_memory_clear(llama_get_memory(to.get()), false);
+            feed(to.get(), text(20, 6));
+        }
+    }
+    ASSERT_TRUE(load(to.get(), state));
+    EXPECT_EQ(save(to.get()), state);
 }
