@@ -120,7 +120,7 @@ protected:
     }
 
     static bool load(llama_context * ctx, const bytes_t & state, llama_seq_id seq = 0) {
-        return llama_state_seq_set_data(ctx, state.data(), state.size(), seq) == state.size();
+        return llama_state_seq_set_data(ctx, state.data(), state.size(), seq) == state.size() && !state.empty();
     }
 
     static inline llama_model_ptr model;
