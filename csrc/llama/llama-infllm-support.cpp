@@ -1,4 +1,5 @@
 #include "llama-infllm-impl.h"
+#include "llama-infllm-selector.h"
 
 #include "llama-arch.h"
 #include "llama-impl.h"
@@ -12,22 +13,46 @@ static const ggml_type types_kv[] = {
     GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL,
 };
 
+// layers that attend to all tokens: f(il)
+template <typename F>
+static void for_each_full_layer(const llama_model & model, F f) {
+    const auto & hparams = model.hparams;
+
+    // all layers of this one do both
+    const bool is_either = llama_model_is_hybrid(&model) && model.arch != LLM_ARCH_FALCON_H1;
+
+    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
+        if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il) && !(is_either && hparams.is_recr(il))) {
+            f(il);
+        }
+    }
+}
+
 uint32_t llama_infllm_n_layer(const llama_model * model, uint64_t * n_k, uint64_t * n_v) {
     const auto & hparams = model->hparams;
 
-    // all layers of this one do both
-    const bool is_either = llama_model_is_hybrid(model) && model->arch != LLM_ARCH_FALCON_H1;
-
     uint32_t res = 0;
     *n_k = *n_v = 0;
-    for (uint32_t il = 0; il < hparams.n_layer(); ++il) {
-        if (hparams.has_kv(il) && hparams.n_head_kv(il) > 0 && !hparams.is_swa(il) && !(is_either && hparams.is_recr(il))) {
-            res  += 1;
-            *n_k += hparams.n_embd_k_gqa(il);
-            *n_v += hparams.is_mla() ? 0 : hparams.n_embd_v_gqa(il);
-        }
-    }
+    for_each_full_layer(*model, [&](uint32_t il) {
+        res  += 1;
+        *n_k += hparams.n_embd_k_gqa(il);
+        *n_v += hparams.is_mla() ? 0 : hparams.n_embd_v_gqa(il);
+    });
     return res;
+}
+
+uint64_t llama_infllm_repr_bytes(const llama_model * model, const llama_infllm_params * params, uint32_t n_block) {
+    const auto & hparams  = model->hparams;
+    const auto   selector = llama_infllm_selector::make(*params);
+
+    uint64_t res = 0;
+    uint32_t idx = 0;
+    for_each_full_layer(*model, [&](uint32_t il) {
+        if (selector->searches(idx++)) {
+            res += uint64_t(selector->n_head_repr(hparams.n_head(il), hparams.n_head_kv(il)))*hparams.n_embd_head_k(il);
+        }
+    });
+    return res*params->n_repr*GGML_PAD(uint64_t(n_block), 64)*sizeof(ggml_fp16_t);
 }
 
 // why the attention of the model cannot have this memory, "" if it can

@@ -138,6 +138,9 @@ LLAMA_API uint32_t llama_infllm_n_cells(const struct llama_infllm_params * param
 // in all of them. Others, of a hybrid model or with a sliding window, keep llama.cpp's memory, which does not grow with n_ctx.
 LLAMA_API uint32_t llama_infllm_n_layer(const struct llama_model * model, uint64_t * n_k, uint64_t * n_v);
 
+// bytes of the representative keys of n_block blocks, with resolved parameters
+LLAMA_API uint64_t llama_infllm_repr_bytes(const struct llama_model * model, const struct llama_infllm_params * params, uint32_t n_block);
+
 // like llama_init_from_model(), with the InfLLM memory
 // returns NULL on failure, see llama_infllm_last_error()
 LLAMA_API struct llama_context * llama_infllm_init_from_model(

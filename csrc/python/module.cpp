@@ -127,6 +127,9 @@ PYBIND11_MODULE(_core, m) {
             const uint32_t n_layer = llama_infllm_n_layer(s.get(), &n_k, &n_v);
             return std::make_tuple(n_layer, n_k, n_v);
         })
+        .def("infllm_repr_bytes", [](const model & s, const llama_infllm_params & params, uint32_t n_block) {
+            return llama_infllm_repr_bytes(s.get(), &params, n_block);
+        }, py::arg("params"), py::arg("n_block"))
         .def("n_head_kv",   [](const model & s) { return llama_model_n_head_kv  (s.get()); })
         .def("n_params",    [](const model & s) { return llama_model_n_params   (s.get()); })
         .def("size",        [](const model & s) { return llama_model_size       (s.get()); })

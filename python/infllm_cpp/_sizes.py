@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from . import _core
 from ._system import available_memory
-from .config import CHOICES
 
 _N_PAD = 256  # llama.cpp rounds n_ctx up to a multiple
 _N_CTX_MAX = 2**31 - _N_PAD
@@ -35,12 +34,7 @@ def repr_bytes(model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_cel
     """Bytes of the representative keys of all blocks that a context can store, in F16."""
     if n_ctx <= n_cells:
         return 0
-    n_blocks = (n_ctx - params.n_init) // params.block_size + 1
-    n_group = model.n_head() // model.n_head_kv() if CHOICES["scores"][params.scores] == "published" else 1
-    n_layer, n_k, _ = model.kv_layers()
-    if CHOICES["search"][params.search] == "keys" and n_layer:  # every third layer has them
-        n_k = n_k // n_layer * -(-n_layer // 3)
-    return 2 * params.n_repr * n_group * n_k * -(-n_blocks // 64) * 64
+    return model.infllm_repr_bytes(params, (n_ctx - params.n_init) // params.block_size + 1)
 
 
 @dataclass(frozen=True)

@@ -125,12 +125,12 @@ llama_context_params context_params(graph_log * log) {
 }
 
 // logits of all tokens
-std::vector<float> feed(llama_context * ctx, const std::vector<llama_token> & tokens, uint32_t p0, uint32_t p1) {
+std::vector<float> feed(llama_context * ctx, const std::vector<llama_token> & tokens, uint32_t p0, uint32_t p1, llama_seq_id seq = 0) {
     const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
 
     common_batch batch(ctx);
     for (uint32_t p = p0; p < p1; ++p) {
-        batch.add(tokens[p], p, 0, true);
+        batch.add(tokens[p], p, seq, true);
     }
     const int rc = llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch.get());
     EXPECT_EQ(rc, 0) << llama_infllm_last_error();
@@ -305,6 +305,19 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
         std::vector<float> again;
         for (uint32_t p = half; p < N_CTX; p += N_UBATCH) {
             again = feed(other.get(), tokens, p, p + N_UBATCH);
+        }
+        EXPECT_EQ(again, last);
+
+        // beside another sequence
+        auto cprm_two = context_params(nullptr);
+        cprm_two.n_ctx     = 2*N_CTX;
+        cprm_two.n_seq_max = 2;
+        const llama_context_ptr two(llama_infllm_init_from_model(model.get(), cprm_two, small_params(position)));
+        ASSERT_TRUE(two) << llama_infllm_last_error();
+        const std::vector<llama_token> reversed(tokens.rbegin(), tokens.rend());
+        for (uint32_t p = 0; p < N_CTX; p += N_UBATCH) {
+            feed(two.get(), reversed, p, p + N_UBATCH, 0);
+            again = feed(two.get(), tokens, p, p + N_UBATCH, 1);
         }
         EXPECT_EQ(again, last);
 
