@@ -47,7 +47,8 @@ struct pager_api {
 struct page_op {
     pager             * p;
     const pager_layer * layer;
-    bool                again; // select what the layer before has selected
+    bool                again;    // select what the layer before has selected
+    bool                sum_only; // take up the queries alone, of a layer that is paged with one before it
 
     // layers that select the same, which the host pages with this one: of a device without a pager, that saves splits of the graph
     const pager_layer * const * followers;

@@ -32,14 +32,12 @@ struct page_scratch {
     }
 };
 
-// Take up the queries of the ubatch, then select.
-//   q      sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]; nullptr
-//          if they are not summed up
-//   scores [n_sub][n_row] see relevance.h, changed; nullptr: what the layer before has selected, if anything is stored
+// Take up the queries of the ubatch.
+//   q  sums of the queries, per block of positions: value i of head h in chunk c is q[c*q_nb2 + h*q_nb1 + i]; nullptr if they are
+//      not summed up
 template <typename Group>
-INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
-        const float * q, uint32_t q_nb1, uint32_t q_nb2, float * scores, uint32_t n_row, uint32_t n_sub,
-        page_scratch & scratch) {
+INFLLM_PORTABLE void page_sum(const Group & g, const pager_layer & l, const pager_info & info,
+        const float * q, uint32_t q_nb1, uint32_t q_nb2) {
     const pager_state state = pager_state::of(l, info.seq);
 
     const uint32_t p0     = info.p0;
@@ -62,8 +60,18 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
         }
         *acc = sum;
     }
+}
 
-    const uint32_t n_block = info.n_block;
+// take up the queries, then select
+//   scores [n_sub][n_row] see relevance.h, changed; nullptr: what the layer before has selected, if anything is stored
+template <typename Group>
+INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const pager_info & info,
+        const float * q, uint32_t q_nb1, uint32_t q_nb2, float * scores, uint32_t n_row, uint32_t n_sub,
+        page_scratch & scratch) {
+    page_sum(g, l, info, q, q_nb1, q_nb2);
+
+    const pager_state state   = pager_state::of(l, info.seq);
+    const uint32_t    n_block = info.n_block;
     if (g.rank() == 0) {
         *state.n_page_in = 0;
     }

@@ -289,8 +289,9 @@ void llama_infllm_attn::build_page(int32_t il) const {
         graph.cb(scores, "infllm_scores", il);
     }
 
-    if (q_sum || scores || (again && !paging.of(l).is_follower(l.idx))) {
-        build_page_op(graph, inp, l, q_sum, scores, again ? llama_infllm_pagers::OP_AGAIN :
+    const bool follows = again && paging.of(l).is_follower(l.idx);
+    if (q_sum || scores || (again && !follows)) {
+        build_page_op(graph, inp, l, q_sum, scores, follows ? llama_infllm_pagers::OP_SUM : again ? llama_infllm_pagers::OP_AGAIN :
                 inp->has_scores ? llama_infllm_pagers::OP_ALONE : llama_infllm_pagers::OP_SEARCH);
     }
 

@@ -249,6 +249,13 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
     const auto * q      = l.sums_queries() ? dst->src[1] : nullptr;
     const auto * scores = dst->src[q ? 2 : 1];
 
+    if (op->sum_only) {
+        if (ith == 0) {
+            page_sum(single_thread(), l, info, static_cast<const float *>(q->data), q->nb[1]/sizeof(float), q->nb[2]/sizeof(float));
+        }
+        return;
+    }
+
     const graph_threads g(ith, nth, p->barrier);
 
     const auto select = [&](const auto & group) {

@@ -182,9 +182,10 @@ void llama_infllm_pagers::use(std::vector<pager *> pagers_new) {
     }
     for (size_t i = 0; i < layers.size(); ++i) {
         auto & l = *layers[i];
-        l.ops[OP_SEARCH] = { pagers[i], &l.pl, false, l.followers.data(), uint32_t(l.followers.size()) };
-        l.ops[OP_ALONE]  = { pagers[i], &l.pl, false, nullptr, 0 };
-        l.ops[OP_AGAIN]  = { pagers[i], &l.pl, true,  nullptr, 0 };
+        l.ops[OP_SEARCH] = { pagers[i], &l.pl, false, false, l.followers.data(), uint32_t(l.followers.size()) };
+        l.ops[OP_ALONE]  = { pagers[i], &l.pl, false, false, nullptr, 0 };
+        l.ops[OP_AGAIN]  = { pagers[i], &l.pl, true,  false, nullptr, 0 };
+        l.ops[OP_SUM]    = { pagers[i], &l.pl, false, true,  nullptr, 0 };
     }
 }
 

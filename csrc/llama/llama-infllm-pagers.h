@@ -72,6 +72,7 @@ public:
         OP_SEARCH,  // select by scores, and page followers with it, where the host does so
         OP_ALONE,   // select by scores that layers have of their own
         OP_AGAIN,   // select what the layer before has selected
+        OP_SUM,     // take up the queries alone, of a follower
     };
 
     ggml_custom_op_t get_fun() const { return api.page; }
@@ -121,7 +122,7 @@ private:
 
         infllm::pager_layer   pl;
         infllm::pager_tensors tensors;
-        infllm::page_op       ops[3]; // by op_kind
+        infllm::page_op       ops[4]; // by op_kind
 
         std::vector<const infllm::pager_layer *> followers;
 

@@ -120,6 +120,7 @@ def test_the_trace_tells_what_was_selected(llm: Llama, passkey: tuple[list[int],
     assert sum(len(event.selected) for event in events) == stats.n_selected
     assert sum(event.n_page_in for event in events) == stats.n_page_in
     assert {event.il for event in events} == set(range(30))
+    assert len({(event.pos, event.il) for event in events}) == len(events)  # once for each layer and ubatch
     last = events[-1]
     assert len(last.selected) == SMALL.topk
     assert last.scores.argmax() == last.selected[0]
