@@ -46,7 +46,7 @@ REASONS = {
     "llama": "",
     "gemma3": 'the architecture "gemma3": no layer of it attends to all tokens',
     "mamba": 'the architecture "mamba": it has no attention',
-    "deepseek2": 'the architecture "deepseek2": it caches latent vectors (MLA) in place of keys',
+    "deepseek2": "",
 }
 
 
