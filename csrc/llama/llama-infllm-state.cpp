@@ -205,7 +205,9 @@ void llama_infllm_snapshot::write(llama_io_write_i & to, const infllm::block_sto
     write_value(io, place);
     for (const auto & l : layers) {
         for_each_part(l, [&](const std::vector<uint8_t> & part) {
-            io.write(part.data(), part.size());
+            if (!part.empty()) { // nor has it an address
+                io.write(part.data(), part.size());
+            }
         });
     }
     for (const int32_t block : blocks) {
