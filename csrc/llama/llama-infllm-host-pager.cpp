@@ -57,20 +57,6 @@ private:
 // a group of one thread, which moves whole blocks
 struct host_thread : single_thread {};
 
-static ggml_type to_ggml(kv_type type) {
-    switch (type) {
-        case KV_F16:    return GGML_TYPE_F16;
-        case KV_BF16:   return GGML_TYPE_BF16;
-        case KV_Q8_0:   return GGML_TYPE_Q8_0;
-        case KV_Q4_0:   return GGML_TYPE_Q4_0;
-        case KV_Q4_1:   return GGML_TYPE_Q4_1;
-        case KV_Q5_0:   return GGML_TYPE_Q5_0;
-        case KV_Q5_1:   return GGML_TYPE_Q5_1;
-        case KV_IQ4_NL: return GGML_TYPE_IQ4_NL;
-    }
-    GGML_ABORT("unknown type of K");
-}
-
 // in place of that of pager-rows.h: by vector instructions, or by ggml's conversions; the bits are the same
 static void rotate_k(const host_thread &, const pager_layer & l, uint8_t * rows, uint32_t n, uint32_t src, uint32_t dst) {
     rotation rot;
@@ -86,10 +72,11 @@ static void rotate_k(const host_thread &, const pager_layer & l, uint8_t * rows,
     if (l.type_k == KV_F16 && rot.apply_f16(reinterpret_cast<uint16_t *>(rows), n_head, l.n_embd_head_k)) {
         return;
     }
+    const ggml_type type = llama_infllm_to_ggml(l.type_k);
     std::vector<float> x(size_t(n)*l.n_embd_k());
-    llama_infllm_to_f32(to_ggml(l.type_k), rows, x.data(), x.size());
+    llama_infllm_to_f32(type, rows, x.data(), x.size());
     rot.apply(x.data(), n_head, l.n_embd_head_k);
-    llama_infllm_from_f32(to_ggml(l.type_k), x.data(), rows, n, l.n_embd_k());
+    llama_infllm_from_f32(type, x.data(), rows, n, l.n_embd_k());
 }
 
 void host_rotate_rows(const pager_layer & l, uint8_t * rows, uint32_t n, uint32_t src, uint32_t dst) {

@@ -4,6 +4,8 @@
 
 #include "llama-infllm.h"
 
+#include "../infllm/kv-row.h"
+
 #include "llama-memory.h"
 
 #include "ggml.h"
@@ -142,6 +144,10 @@ void llama_infllm_set_error(const std::string & msg);
 // memory of this machine that can be taken, bytes; UINT64_MAX where the system does not tell
 uint64_t llama_infllm_ram_free();
 bool     llama_infllm_ram_has(uint64_t size);
+
+// the types of K and V that the memory can have, as the method and ggml call them
+infllm::kv_type llama_infllm_to_kv  (ggml_type type);
+ggml_type       llama_infllm_to_ggml(infllm::kv_type type);
 
 void llama_infllm_to_f32  (ggml_type type, const void * src, float * dst, int64_t n);
 void llama_infllm_from_f32(ggml_type type, const float * src, void * dst, int64_t n_row, int64_t n_per_row);

@@ -75,20 +75,6 @@ static uint32_t n_block_ctx(const llama_infllm_memory_params & prm, const infllm
     return GGML_PAD((prm.n_ctx_seq - prm.infllm.n_init)/prm.infllm.block_size + 1, 64);
 }
 
-static infllm::kv_type to_kv_type(ggml_type type) {
-    switch (type) {
-        case GGML_TYPE_F16:    return infllm::KV_F16;
-        case GGML_TYPE_BF16:   return infllm::KV_BF16;
-        case GGML_TYPE_Q8_0:   return infllm::KV_Q8_0;
-        case GGML_TYPE_Q4_0:   return infllm::KV_Q4_0;
-        case GGML_TYPE_Q4_1:   return infllm::KV_Q4_1;
-        case GGML_TYPE_Q5_0:   return infllm::KV_Q5_0;
-        case GGML_TYPE_Q5_1:   return infllm::KV_Q5_1;
-        case GGML_TYPE_IQ4_NL: return infllm::KV_IQ4_NL;
-        default: GGML_ABORT("type of K"); // llama_infllm_why_not() has seen to it
-    }
-}
-
 llama_infllm_layers::llama_infllm_layers(
         const llama_model & model,
         const llama_infllm_memory_params & params,
@@ -249,7 +235,7 @@ infllm::pager_layer llama_infllm_layers::make_shape(
     res.published     = selector->sums_attention();
     res.n_block_max   = n_block_max;
     res.n_repr        = prm.infllm.n_repr;
-    res.type_k        = to_kv_type(l.k->type);
+    res.type_k        = llama_infllm_to_kv(l.k->type);
     res.row_k         = l.k->nb[1];
     res.row_v         = l.v ? l.v->nb[1] : 0;
     res.offset        = n_bytes;

@@ -16,7 +16,7 @@ llama_infllm_sequence::llama_infllm_sequence(
 }
 
 void llama_infllm_sequence::begin_ubatch(const plan & plan) {
-    slots_before.clear();
+    has_slots_before = false;
 
     if (layers.can_page()) {
         offload(plan.n_offload);
@@ -170,13 +170,18 @@ void llama_infllm_sequence::load_slots() {
 
 void llama_infllm_sequence::save_slots() {
     slots_before.resize(layers.all().size());
+    has_slots_before = true;
     for (const auto & l : layers.all()) {
+        slots_before[l.idx].block.clear(); // nothing to restore
         if (pagers.by_device(l)) {
             continue;
         }
         pagers.of(l).read(l.idx, id, [&](const infllm::pager_layer &, const infllm::pager_state & state) {
             const auto & slots = state.slots;
-            slots_before[l.idx] = { *slots.tick, { slots.block, slots.block + slots.n_slot }, { slots.used, slots.used + slots.n_slot } };
+            auto & copy = slots_before[l.idx];
+            copy.tick = *slots.tick;
+            copy.block.assign(slots.block, slots.block + slots.n_slot);
+            copy.used .assign(slots.used,  slots.used  + slots.n_slot);
         });
     }
 }
@@ -212,7 +217,7 @@ void llama_infllm_sequence::truncate(uint32_t n_tokens_new, bool is_last) {
         }
 
         pagers.synchronize();
-        if (!slots_before.empty() && is_last) {
+        if (has_slots_before && is_last) {
             restore_slots();
         }
 
@@ -254,7 +259,7 @@ void llama_infllm_sequence::reset() {
         store.unref(block_id);
     }
     blocks.clear();
-    slots_before.clear();
+    has_slots_before = false;
     n_tokens = 0;
     shift    = 0;
     stale    = false;
@@ -273,7 +278,7 @@ void llama_infllm_sequence::copy(const llama_infllm_sequence & other) {
     place    = other.place;
     blocks   = other.blocks;
     init_k   = other.init_k;
-    slots_before.clear();
+    has_slots_before = false;
 }
 
 void llama_infllm_sequence::load_block(const llama_infllm_layer & l, uint32_t block, uint32_t cell, uint32_t dst) {

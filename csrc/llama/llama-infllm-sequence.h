@@ -86,7 +86,8 @@ private:
 
     // Slots before the current ubatch, of layers that the host pages: what is computed again after a failure must find them as they
     // were. Only for a single token, since for more the slots are filled anew.
-    std::vector<slot_copy> slots_before; // [n_layer]; empty: nothing to restore
+    std::vector<slot_copy> slots_before; // [n_layer] memory is kept from token to token
+    bool                   has_slots_before = false;
 
     std::vector<uint8_t> bytes; // work space
 

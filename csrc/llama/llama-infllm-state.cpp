@@ -70,12 +70,7 @@ public:
         io.write(src, size);
     }
 
-    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        GGML_UNUSED(tensor);
-        GGML_UNUSED(offset);
-        GGML_UNUSED(size);
-        GGML_ABORT("tensors are written as bytes");
-    }
+    [[noreturn]] void write_tensor(ggml_tensor *, size_t, size_t) override { GGML_ABORT("tensors are written as bytes"); }
 
     size_t n_bytes() override { return io.n_bytes(); }
 
@@ -96,12 +91,7 @@ public:
         sum.add(dst, size);
     }
 
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        GGML_UNUSED(tensor);
-        GGML_UNUSED(offset);
-        GGML_UNUSED(size);
-        GGML_ABORT("tensors are read as bytes");
-    }
+    [[noreturn]] void read_tensor(ggml_tensor *, size_t, size_t) override { GGML_ABORT("tensors are read as bytes"); }
 
     size_t n_bytes() override { return io.n_bytes(); }
 

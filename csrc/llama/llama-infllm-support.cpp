@@ -9,9 +9,32 @@
 #include <cstdlib>
 
 // Keys and values of these types can be written, searched by, rotated and attended. Attention would read f32 as f16.
-static const ggml_type types_kv[] = {
-    GGML_TYPE_F16,  GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q5_1, GGML_TYPE_Q5_0, GGML_TYPE_Q4_1, GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL,
+static const struct {
+    ggml_type       type;
+    infllm::kv_type kv; // in kv-row.h
+} types_kv[] = {
+    { GGML_TYPE_F16,  infllm::KV_F16  }, { GGML_TYPE_BF16, infllm::KV_BF16 }, { GGML_TYPE_Q8_0, infllm::KV_Q8_0 },
+    { GGML_TYPE_Q5_1, infllm::KV_Q5_1 }, { GGML_TYPE_Q5_0, infllm::KV_Q5_0 }, { GGML_TYPE_Q4_1, infllm::KV_Q4_1 },
+    { GGML_TYPE_Q4_0, infllm::KV_Q4_0 }, { GGML_TYPE_IQ4_NL, infllm::KV_IQ4_NL },
 };
+
+infllm::kv_type llama_infllm_to_kv(ggml_type type) {
+    for (const auto & t : types_kv) {
+        if (t.type == type) {
+            return t.kv;
+        }
+    }
+    GGML_ABORT("a type that llama_infllm_why_not() refuses");
+}
+
+ggml_type llama_infllm_to_ggml(infllm::kv_type kv) {
+    for (const auto & t : types_kv) {
+        if (t.kv == kv) {
+            return t.type;
+        }
+    }
+    GGML_ABORT("unknown type of K");
+}
 
 // layers that attend to all tokens: f(il)
 template <typename F>
@@ -90,9 +113,9 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
 static std::string why_not_type(const llama_model & model, const char * name, ggml_type type, bool is_k) {
     bool        known = false;
     std::string names;
-    for (const ggml_type t : types_kv) {
-        known = known || t == type;
-        names += std::string(names.empty() ? "" : t == GGML_TYPE_IQ4_NL ? " or " : ", ") + ggml_type_name(t);
+    for (const auto & t : types_kv) {
+        known = known || t.type == type;
+        names += std::string(names.empty() ? "" : t.type == GGML_TYPE_IQ4_NL ? " or " : ", ") + ggml_type_name(t.type);
     }
     if (!known) {
         const bool exists = type >= 0 && type < GGML_TYPE_COUNT && ggml_type_name(type);
