@@ -8,16 +8,16 @@
 namespace infllm {
 
 block_store::block_store(size_t block_bytes, uint64_t bytes_max) :
-    block_store(block_bytes, bytes_max, { std::malloc, std::free }) {
+    n_bytes(block_bytes), limit(bytes_max), mem({ std::malloc, std::free }), is_default(true) {
 }
 
 block_store::block_store(size_t block_bytes, uint64_t bytes_max, allocator memory) :
-    n_bytes(block_bytes), limit(bytes_max), mem(std::move(memory)) {
+    n_bytes(block_bytes), limit(bytes_max), mem(std::move(memory)), is_default(false) {
 }
 
 block_store::~block_store() {
     for (auto & b : blocks) {
-        if (b.data) {
+        if (b.data && !b.mapped) {
             mem.free(b.data);
         }
     }
@@ -27,7 +27,7 @@ block_store::~block_store() {
 }
 
 bool block_store::reserve(size_t n) {
-    if (limit > 0 && (n_used + n)*n_bytes > limit) {
+    if (limit > 0 && (n_used - n_file + n)*n_bytes > limit) {
         return false;
     }
 
@@ -58,19 +58,22 @@ bool block_store::reserve(size_t n) {
     return ok;
 }
 
+int32_t block_store::new_id() {
+    if (ids.empty()) {
+        blocks.emplace_back();
+        return static_cast<int32_t>(blocks.size()) - 1;
+    }
+    const int32_t id = ids.back();
+    ids.pop_back();
+    return id;
+}
+
 int32_t block_store::alloc() {
     if (reserved.empty() && !reserve(1)) {
         return NONE;
     }
 
-    int32_t id;
-    if (ids.empty()) {
-        id = static_cast<int32_t>(blocks.size());
-        blocks.emplace_back();
-    } else {
-        id = ids.back();
-        ids.pop_back();
-    }
+    const int32_t id = new_id();
 
     blocks[id].data  = reserved.back();
     blocks[id].n_ref = 1;
@@ -80,9 +83,24 @@ int32_t block_store::alloc() {
     return id;
 }
 
+int32_t block_store::map(const uint8_t * data, home where) {
+    assert(can_map());
+    ids.reserve(n_used + 1);
+    const int32_t id = new_id();
+
+    blocks[id].data   = const_cast<uint8_t *>(data); // stored blocks never change
+    blocks[id].n_ref  = 1;
+    blocks[id].mapped = where.file;
+    blocks[id].where  = std::move(where);
+    n_used++;
+    n_file++;
+
+    return id;
+}
+
 void block_store::replace(const std::function<uint8_t *(uint8_t *)> & f) {
     for (auto & b : blocks) {
-        if (b.data) {
+        if (b.data && !b.mapped) {
             b.data = f(b.data);
         }
     }
@@ -99,8 +117,12 @@ void block_store::ref(int32_t id) {
 void block_store::unref(int32_t id) {
     assert(blocks[id].n_ref > 0);
     if (--blocks[id].n_ref == 0) {
-        mem.free(blocks[id].data);
-        blocks[id].data = nullptr;
+        if (blocks[id].mapped) {
+            n_file--;
+        } else {
+            mem.free(blocks[id].data);
+        }
+        blocks[id] = {};
         ids.push_back(id);
         n_used--;
     }

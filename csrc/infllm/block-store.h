@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 namespace infllm {
@@ -19,7 +20,14 @@ public:
         std::function<void(void *)>   free;
     };
 
-    // bytes_max: limit of n_blocks()*block_bytes, 0 for none
+    // a copy of a block on disk: bytes at an offset of a file, which stays open as long as somebody holds it
+    struct home {
+        std::shared_ptr<const void> file;
+        uint64_t                    offset = 0;
+        uint64_t                    sum    = 0; // checksum
+    };
+
+    // bytes_max: limit of the memory of blocks, 0 for none
     block_store(size_t block_bytes, uint64_t bytes_max);
     block_store(size_t block_bytes, uint64_t bytes_max, allocator memory);
     ~block_store();
@@ -34,6 +42,15 @@ public:
     // a block with one reference, its bytes undefined; NONE over the limit or out of memory
     int32_t alloc();
 
+    // a block with one reference whose bytes are in the map of a file, and take no memory; throws std::bad_alloc
+    // only where memory is the default one: devices cannot read maps
+    int32_t map(const uint8_t * data, home where);
+    bool    can_map() const { return is_default; }
+
+    // where on disk the bytes of a block are, too; file is nullptr: nowhere
+    const home & get_home(int32_t id) const { return blocks[id].where; }
+    void         set_home(int32_t id, home where) { blocks[id].where = std::move(where); }
+
     void ref  (int32_t id);
     void unref(int32_t id); // the last reference gives the memory back
 
@@ -45,23 +62,31 @@ public:
 
     size_t   block_bytes() const { return n_bytes; }
     size_t   n_blocks()    const { return n_used; }
+    size_t   n_mapped()    const { return n_file; } // of which in the map of a file
     uint64_t bytes_max()   const { return limit; }
 
 private:
     struct block {
         uint8_t * data  = nullptr;
         uint32_t  n_ref = 0;
+        home      where;
+
+        std::shared_ptr<const void> mapped; // the file whose map data is in
     };
 
     const size_t    n_bytes;
     const uint64_t  limit;
     const allocator mem;
+    const bool      is_default;
 
     size_t n_used = 0;
+    size_t n_file = 0;
 
     std::vector<block>     blocks;   // by id
     std::vector<int32_t>   ids;      // free ids
     std::vector<uint8_t *> reserved; // memory without a block yet
+
+    int32_t new_id();
 };
 
 } // namespace infllm

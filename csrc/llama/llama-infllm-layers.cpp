@@ -4,6 +4,8 @@
 #include "llama-infllm-impl.h"
 #include "llama-infllm-page-control.h"
 
+#include "../infllm/checksum.h"
+
 #include "llama-impl.h"
 #include "llama-model.h"
 
@@ -329,4 +331,23 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_infllm_layers::memory_breakdo
         }
     }
     return res;
+}
+
+uint64_t llama_infllm_layers::model_sum() const {
+    infllm::checksum res;
+
+    std::vector<uint8_t> bytes;
+    for (const auto & [name, t] : model.tensors_by_name) {
+        std::vector<int64_t> what = { int64_t(t->type) };
+        what.insert(what.end(), t->ne, t->ne + GGML_MAX_DIMS);
+        res.add(what.data(), what.size()*sizeof(what[0]));
+
+        // norms and biases tell models apart; matrices may be laid out anew by their backend
+        if (t->buffer && ggml_n_dims(t) == 1) {
+            bytes.resize(ggml_nbytes(t));
+            ggml_backend_tensor_get(t, bytes.data(), 0, bytes.size());
+            res.add(bytes.data(), bytes.size());
+        }
+    }
+    return res.get();
 }

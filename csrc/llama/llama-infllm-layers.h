@@ -82,6 +82,7 @@ public:
     const llama_infllm_layer & get(int32_t il) const { return list[map_layer_ids.at(il)]; }
 
     uint32_t n_cells_alloc() const { return list[0].k->ne[1]; }
+    uint64_t model_sum()     const; // of the weights: other weights, another sum
     size_t   block_bytes()   const { return n_bytes; } // of a block of all layers, in the store
 
     // nullptr if the layer has no RoPE

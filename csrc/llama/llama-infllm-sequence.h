@@ -52,6 +52,8 @@ public:
     uint32_t get_n_offload() const { return blocks.size(); }
     bool     paging()        const { return !blocks.empty(); }
 
+    const std::vector<int32_t> & get_blocks() const { return blocks; } // ids in the store
+
     // blocks that init tokens and slots are behind their own positions, with position = infllm
     uint32_t get_shift() const { return shift; }
 

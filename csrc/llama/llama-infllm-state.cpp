@@ -1,5 +1,7 @@
 #include "llama-infllm-state.h"
 
+#include "../infllm/checksum.h"
+
 #include "llama-impl.h"
 #include "llama-io.h"
 
@@ -9,7 +11,7 @@
 #include <string>
 
 static const char     MAGIC[8] = { 'i', 'n', 'f', 'l', 'l', 'm', 0, 0 };
-static const uint32_t VERSION  = 1;
+static const uint32_t VERSION  = 2;
 
 [[noreturn]] static void refuse(const std::string & why) {
     throw std::runtime_error("the state cannot be loaded: " + why);
@@ -31,36 +33,6 @@ static T read_value(llama_io_read_i & io) {
 // checksums
 //
 
-// what bytes have been, eight at a time, in whatever pieces of a multiple of that: finds what a disk or a cable does to them, not what somebody wants them to be
-class checksum {
-public:
-    void add(const void * data, size_t size) {
-        const auto * bytes = static_cast<const uint8_t *>(data);
-        for (; size >= sizeof(uint64_t); bytes += sizeof(uint64_t), size -= sizeof(uint64_t)) {
-            uint64_t word;
-            std::memcpy(&word, bytes, sizeof(word));
-            mix(word);
-        }
-        uint64_t rest = size;
-        for (size_t i = 0; i < size; ++i) {
-            rest = rest << 8 | bytes[i];
-        }
-        if (size > 0) {
-            mix(rest);
-        }
-    }
-
-    uint64_t get() const { return sum; }
-
-private:
-    void mix(uint64_t word) {
-        sum = (sum ^ word)*0x9e3779b97f4a7c15u;
-        sum ^= sum >> 32;
-    }
-
-    uint64_t sum = VERSION;
-};
-
 class summed_writer : public llama_io_write_i {
 public:
     explicit summed_writer(llama_io_write_i & io) : io(io) {}
@@ -79,7 +51,7 @@ public:
 
 private:
     llama_io_write_i & io;
-    checksum           sum;
+    infllm::checksum   sum;
 };
 
 class summed_reader : public llama_io_read_i {
@@ -99,7 +71,7 @@ public:
 
 private:
     llama_io_read_i & io;
-    checksum          sum;
+    infllm::checksum  sum;
 };
 
 //
@@ -113,6 +85,7 @@ llama_infllm_fingerprint::llama_infllm_fingerprint(const llama_infllm_layers & l
     // what others follow from comes first
     items = {
         { "layers with the method", layers.all().size() },
+        { "the model's weights", layers.model_sum() },
         { "position",           uint64_t(prm.position) },
         { "search",             uint64_t(prm.search) },
         { "scores",             uint64_t(prm.scores) },
@@ -200,8 +173,13 @@ void llama_infllm_snapshot::write(llama_io_write_i & to, const infllm::block_sto
             }
         });
     }
+    auto * sink = dynamic_cast<llama_infllm_block_sink *>(&to);
     for (const int32_t block : blocks) {
-        io.write(store.data(block), store.block_bytes());
+        if (sink) {
+            sink->put(store, block);
+        } else {
+            io.write(store.data(block), store.block_bytes());
+        }
     }
     io.end();
 }
@@ -273,13 +251,23 @@ void llama_infllm_snapshot::read(
         layers.push_back(std::move(part));
     }
 
+    auto * source = dynamic_cast<llama_infllm_block_source *>(&from);
     for (uint32_t b = 0; b < n_offload; ++b) {
+        if (source && store.can_map()) {
+            blocks.reserve(n_offload);
+            blocks.push_back(source->map(store));
+            continue;
+        }
         const uint32_t n_reserved = 16;
         if (b%n_reserved == 0) {
             reserve(std::min(n_reserved, n_offload - b));
         }
         blocks.push_back(store.alloc());
-        io.read(store.data(blocks.back()), store.block_bytes());
+        if (source) {
+            source->get(store.data(blocks.back()), store.block_bytes());
+        } else {
+            io.read(store.data(blocks.back()), store.block_bytes());
+        }
     }
     if (!io.is_whole()) {
         refuse("it is damaged");

@@ -12,6 +12,23 @@ class llama_io_write_i;
 // The state of a sequence as bytes, of this machine. Everything is read, and looked at, before anything is changed: what does not
 // fit or is damaged is refused by an exception.
 
+// what keeps blocks elsewhere than among the bytes, if a writer or reader is one
+class llama_infllm_block_sink {
+public:
+    virtual ~llama_infllm_block_sink() = default;
+
+    virtual void put(const infllm::block_store & store, int32_t id) = 0;
+};
+
+// gives them back in their order
+class llama_infllm_block_source {
+public:
+    virtual ~llama_infllm_block_source() = default;
+
+    virtual int32_t map(infllm::block_store & store)    = 0;
+    virtual void    get(uint8_t * dst, size_t n_bytes) = 0;
+};
+
 // What a context must have in common with the one that was saved: names and values are those of the parameters.
 class llama_infllm_fingerprint {
 public:

@@ -98,6 +98,7 @@ struct llama_infllm_stats {
     uint64_t n_page_in;         // of which paged in (n_selected = n_hit + n_page_in)
     uint32_t n_layer_pager;     // layers on devices that have a pager, where paging = host does not say otherwise
     uint32_t n_layer_device;    // of which these page now; the host pages all other layers
+    uint64_t bytes_store_file;  // of bytes_store, what is in the map of a session file, and takes no memory of its own
 };
 
 struct llama_infllm_trace_event {
@@ -173,6 +174,47 @@ LLAMA_API uint32_t llama_infllm_batch_end (const struct llama_context * ctx, uin
 // Whether a sequence can hold n_tokens tokens in all, by n_ctx, store_max_bytes and the memory that is free now: a long text that
 // cannot be held is better refused before it is read. false: see llama_infllm_last_error(). Without the InfLLM memory: true.
 LLAMA_API bool llama_infllm_check_tokens(const struct llama_context * ctx, llama_seq_id seq_id, uint32_t n_tokens);
+
+//
+// Sessions: a sequence in a file, with its tokens and whatever else belongs to it. What is wrong is told by llama_infllm_last_error().
+// A file belongs to one machine's byte order, one model and one set of parameters; others are refused, by what differs.
+//
+
+struct llama_infllm_session; // an open file, which nobody else can write to until it is freed and no context has its blocks
+
+struct llama_infllm_session_info {
+    uint64_t n_tokens;
+    uint64_t n_blocks;
+    uint64_t n_saved;     // how often it was saved
+    uint64_t bytes;       // of the file
+    uint64_t bytes_state; // what is resident
+    uint64_t bytes_data;  // of the caller
+};
+
+// reads all but the blocks; NULL on failure
+LLAMA_API struct llama_infllm_session * llama_infllm_session_open(const char * path);
+
+LLAMA_API void llama_infllm_session_free(struct llama_infllm_session * session);
+
+LLAMA_API void llama_infllm_session_get_info(const struct llama_infllm_session * session, struct llama_infllm_session_info * info);
+
+LLAMA_API const llama_token * llama_infllm_session_tokens(const struct llama_infllm_session * session); // [n_tokens]
+LLAMA_API const uint8_t     * llama_infllm_session_data  (const struct llama_infllm_session * session); // [bytes_data]
+
+// reads all blocks; false if one of them is not what was saved
+LLAMA_API bool llama_infllm_session_verify(const struct llama_infllm_session * session);
+
+// Sequence seq_id becomes the session. Blocks stay in the file, which is mapped, and come when they are selected, unless a device
+// pages them. Returns false, with nothing changed, if the session is not for such a context; a model with recurrent layers or
+// sliding windows can lose the sequence where these parts are refused.
+LLAMA_API bool llama_infllm_session_load(struct llama_infllm_session * session, struct llama_context * ctx, llama_seq_id seq_id);
+
+// Save a sequence of n_tokens tokens. Where path is the file that the sequence was loaded from or saved to before, only blocks that
+// are new are written; else it is a new file, put into the place of what is there. Returns false if that fails, then there is what
+// was there before, also after a crash at any time.
+LLAMA_API bool llama_infllm_session_save(
+        struct llama_context * ctx, llama_seq_id seq_id, const char * path,
+        const llama_token * tokens, size_t n_tokens, const uint8_t * data, size_t n_data);
 
 // il < 0: all layers; false if the context has no InfLLM memory or no such layer
 // may be called from another thread while the context computes; devices that page bring their counters up to date at

@@ -148,7 +148,7 @@ std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & ba
 std::string llama_kv_cache_infllm::check_store(uint64_t n_new) const {
     const uint64_t size  = store->block_bytes();
     const uint64_t limit = store->bytes_max();
-    const uint64_t used  = store->n_blocks();
+    const uint64_t used  = store->n_blocks() - store->n_mapped();
 
     const bool over = limit > 0 && (used + n_new)*size > limit;
     if (n_new == 0 || (!over && llama_infllm_ram_has(n_new*size))) {
@@ -289,6 +289,15 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_break
     return layers.memory_breakdown();
 }
 
+std::shared_ptr<const void> llama_kv_cache_infllm::get_file_of(llama_seq_id seq_id) const {
+    for (const int32_t block : seqs[seq_id].get_blocks()) {
+        if (const auto & file = store->get_home(block).file) {
+            return file;
+        }
+    }
+    return nullptr;
+}
+
 void llama_kv_cache_infllm::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {
     if (flags & LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY) {
         return; // what cannot go back by itself: nothing
@@ -402,6 +411,7 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
         res.bytes_repr     += l.repr ? ggml_nbytes(l.repr) : 0;
         res.bytes_store_kv += store_blocks*size_kv;
         res.bytes_store    += store_blocks*l.shape.size();
+        res.bytes_store_file += store_mapped*l.shape.size();
         res.bytes_paged_in += c.n_copied*size_kv;
         res.n_select       += c.n_select;
         res.n_selected     += c.n_selected;
@@ -454,4 +464,5 @@ void llama_kv_cache_infllm::update_gauges() {
         seq_blocks[s] = seqs[s].get_n_offload();
     }
     store_blocks = store->n_blocks();
+    store_mapped = store->n_mapped();
 }

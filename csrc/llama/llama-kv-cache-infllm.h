@@ -9,6 +9,7 @@
 #include "llama-batch.h"
 #include "llama-memory.h"
 
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -107,6 +108,12 @@ public:
 
     uint32_t check_slots();
 
+    // a file that has blocks of a sequence, nullptr if there is none
+    std::shared_ptr<const void> get_file_of(llama_seq_id seq_id) const;
+
+    // f says where stored blocks are on disk
+    void set_homes(const std::function<void(infllm::block_store & store)> & f) { f(*store); }
+
 private:
     friend class llama_kv_cache_infllm_context;
 
@@ -131,6 +138,7 @@ private:
     std::vector<uint32_t> seq_tokens;
     std::vector<uint32_t> seq_blocks;
     size_t                store_blocks = 0;
+    size_t                store_mapped = 0; // of which in files
 
     llama_infllm_score_callback score           = nullptr;
     void *                      score_user_data = nullptr;

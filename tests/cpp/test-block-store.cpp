@@ -6,6 +6,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <set>
 #include <vector>
@@ -252,4 +253,30 @@ TEST(BlockStore, ReservedMemoryStaysWithinTheLimit) {
         ASSERT_LE(mem.n_live, n_max);
         ASSERT_EQ(store.n_blocks(), ids.size());
     }
+}
+
+TEST(BlockStore, MappedBlocksTakeNoMemoryAndKeepTheirFile) {
+    block_store store(8, 8); // room for one
+    const auto file = std::make_shared<std::vector<uint8_t>>(24, uint8_t(7));
+    const auto id   = store.map(file->data() + 8, { file, 8, 5 });
+    EXPECT_EQ(store.data(id), file->data() + 8);
+    EXPECT_EQ(store.get_home(id).offset, 8u);
+    EXPECT_EQ(store.n_blocks(), 1u);
+    EXPECT_EQ(store.n_mapped(), 1u);
+
+    const auto other = store.alloc();
+    ASSERT_NE(other, block_store::NONE);
+    EXPECT_EQ(store.alloc(), block_store::NONE);
+    EXPECT_EQ(store.get_home(other).file, nullptr);
+
+    // a copy in another file does not end the map
+    store.set_home(id, { std::make_shared<int>(1), 16, 5 });
+    EXPECT_EQ(file.use_count(), 2);
+    store.ref(id);
+    store.unref(id);
+    EXPECT_EQ(file.use_count(), 2);
+    store.unref(id);
+    EXPECT_EQ(file.use_count(), 1);
+    EXPECT_EQ(store.n_mapped(), 0u);
+    EXPECT_EQ(store.get_home(id).file, nullptr);
 }

@@ -7,10 +7,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <memory>
 #include <random>
 #include <string>
 #include <vector>
+
+#include <unistd.h>
 
 namespace {
 
@@ -286,4 +291,131 @@ TEST_P(LlamaState, DamagedOnesAreRefusedOrRight) {
     }
     ASSERT_TRUE(load(to.get(), state));
     EXPECT_EQ(save(to.get()), state);
+}
+
+//
+// session files
+//
+
+namespace {
+
+using session_ptr = std::unique_ptr<llama_infllm_session, void (*)(llama_infllm_session *)>;
+
+struct LlamaSession : LlamaState {
+    void SetUp() override {
+        std::string name = testing::TempDir() + "/session-XXXXXX";
+        ASSERT_NE(mkdtemp(&name[0]), nullptr);
+        folder = name;
+        path   = folder + "/a";
+    }
+
+    void TearDown() override {
+        std::remove(path.c_str());
+        std::remove((folder + "/b").c_str());
+        rmdir(folder.c_str());
+    }
+
+    static bool save_file(llama_context * ctx, const tokens_t & tokens, const std::string & to) {
+        return llama_infllm_session_save(ctx, 0, to.c_str(), tokens.data(), tokens.size(), (const uint8_t *) "data", 4);
+    }
+
+    static bool load_file(llama_context * ctx, const std::string & from) {
+        const session_ptr session(llama_infllm_session_open(from.c_str()), llama_infllm_session_free);
+        return session && llama_infllm_session_load(session.get(), ctx, 0);
+    }
+
+    static size_t size_of(const std::string & file) {
+        std::ifstream in(file, std::ios::binary | std::ios::ate);
+        return size_t(in.tellg());
+    }
+
+    static llama_infllm_stats stats(const llama_context * ctx) {
+        llama_infllm_stats res;
+        llama_infllm_get_stats(ctx, -1, &res);
+        return res;
+    }
+
+    std::string folder;
+    std::string path;
+};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, LlamaSession, testing::Values(
+    state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  KEYS,    90  }, // all fits
+    state_case { INFLLM,   HOST,   GGML_TYPE_F16,  KEYS,    400 },
+    state_case { INFLLM,   DEVICE, GGML_TYPE_F16,  KEYS,    400 },
+    state_case { TRUE_POS, HOST,   GGML_TYPE_Q8_0, QUERIES, 400 }),
+    testing::PrintToStringParamName());
+
+} // namespace
+
+TEST_P(LlamaSession, GoesOnBitForBit) {
+    const auto & c    = GetParam();
+    const auto   ctx  = make(c);
+    auto         all  = text(c.n_tokens, 1);
+    feed(ctx.get(), all);
+    ASSERT_TRUE(save_file(ctx.get(), all, path)) << llama_infllm_last_error();
+    const auto expected = go_on(ctx.get(), 64);
+
+    const auto other = make(c);
+    feed(other.get(), text(300, 2));
+    ASSERT_TRUE(load_file(other.get(), path)) << llama_infllm_last_error();
+
+    // blocks stay in the file, but for those that a device reads
+    const auto s = stats(other.get());
+    EXPECT_EQ(s.bytes_store_file, c.paging == HOST ? s.bytes_store : 0);
+    EXPECT_EQ(llama_infllm_check_slots(other.get()), 0u);
+    EXPECT_EQ(go_on(other.get(), 64), expected);
+
+    // Go on from the file, save again: the same state, and blocks are not written twice. A device's blocks are in memory.
+    ASSERT_TRUE(load_file(ctx.get(), path));
+    const auto more = text(40, 5);
+    feed(ctx.get(), more);
+    all.insert(all.end(), more.begin(), more.end());
+    ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(other.get()), 0, -1, -1));
+    const size_t before = size_of(path);
+    ASSERT_TRUE(save_file(ctx.get(), all, path)) << llama_infllm_last_error();
+    ASSERT_TRUE(save_file(ctx.get(), all, folder + "/b")) << llama_infllm_last_error();
+    if (c.n_tokens > 100 && c.paging == HOST) {
+        const size_t block_bytes = stats(ctx.get()).bytes_store/stats(ctx.get()).n_blocks;
+        EXPECT_LT(size_of(path) - before, size_of(folder + "/b") - 30*block_bytes);
+    }
+    const auto follows = go_on(ctx.get(), 8);
+    for (const auto & from : { path, folder + "/b" }) {
+        const session_ptr session(llama_infllm_session_open(from.c_str()), llama_infllm_session_free);
+        ASSERT_TRUE(session) << llama_infllm_last_error();
+        EXPECT_TRUE(llama_infllm_session_verify(session.get()));
+        llama_infllm_session_info info;
+        llama_infllm_session_get_info(session.get(), &info);
+        EXPECT_EQ(tokens_t(llama_infllm_session_tokens(session.get()), llama_infllm_session_tokens(session.get()) + info.n_tokens), all);
+        EXPECT_EQ(std::string((const char *) llama_infllm_session_data(session.get()), info.bytes_data), "data");
+        ASSERT_TRUE(llama_infllm_session_load(session.get(), other.get(), 0));
+        EXPECT_EQ(go_on(other.get(), 8), follows);
+    }
+}
+
+TEST_P(LlamaSession, WhatDoesNotFitIsRefused) {
+    const auto ctx = make(GetParam());
+    const auto all = text(GetParam().n_tokens, 1);
+    feed(ctx.get(), all);
+    EXPECT_FALSE(save_file(ctx.get(), text(3, 1), path));
+    EXPECT_FALSE(save_file(ctx.get(), all, folder + "/none/a"));
+    EXPECT_NE(std::string(llama_infllm_last_error()).find("cannot be opened"), std::string::npos) << llama_infllm_last_error();
+    ASSERT_TRUE(save_file(ctx.get(), all, path));
+
+    auto c = GetParam();
+    c.position = c.position == INFLLM ? TRUE_POS : INFLLM;
+    const auto other = make(c);
+    feed(other.get(), all);
+    EXPECT_FALSE(load_file(other.get(), path));
+    EXPECT_NE(std::string(llama_infllm_last_error()).find("position"), std::string::npos) << llama_infllm_last_error();
+    EXPECT_EQ(go_on(other.get(), 2).size(), 3u);
+
+    // another model of the same shape
+    const auto model2 = tiny_model("llama", 64, 2);
+    const llama_context_ptr second(llama_infllm_init_from_model(model2.get(), context_params(GetParam()), infllm_params(GetParam())));
+    EXPECT_FALSE(load_file(second.get(), path));
+    EXPECT_NE(std::string(llama_infllm_last_error()).find("weights"), std::string::npos) << llama_infllm_last_error();
+
+    EXPECT_FALSE(load_file(ctx.get(), folder + "/none"));
+    EXPECT_EQ(go_on(ctx.get(), 2).size(), 3u);
 }

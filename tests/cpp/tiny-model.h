@@ -26,7 +26,7 @@ inline void tiny_set_random(ggml_tensor * t, void * user_data) {
 }
 
 // arch: one that needs no other metadata; "llama" also has RoPE factors
-inline llama_model_ptr tiny_model(const std::string & arch, uint32_t n_embd_head) {
+inline llama_model_ptr tiny_model(const std::string & arch, uint32_t n_embd_head, uint32_t seed = 1) {
     const gguf_context_ptr gguf(gguf_init_empty());
     gguf_set_val_str(gguf.get(), "general.architecture", arch.c_str());
     gguf_set_val_str(gguf.get(), "tokenizer.ggml.model", "no_vocab");
@@ -44,7 +44,7 @@ inline llama_model_ptr tiny_model(const std::string & arch, uint32_t n_embd_head
     set("attention.value_length",  n_embd_head);
     set("rope.dimension_count",    n_embd_head);
 
-    std::mt19937       rng(1);
+    std::mt19937       rng(seed);
     auto               mprm    = llama_model_default_params();
     ggml_backend_dev_t devices = nullptr;
     mprm.devices = &devices;

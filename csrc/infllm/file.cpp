@@ -1,0 +1,137 @@
+#include "file.h"
+
+#include <stdexcept>
+
+#ifndef _WIN32
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace infllm {
+
+file::file(const std::string & path, mode m) : path(path) {
+    if (m == CREATE) {
+        fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+        can_write = true;
+    } else {
+        fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
+        can_write = fd >= 0;
+        if (fd < 0 && (errno == EACCES || errno == EROFS)) {
+            fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+        }
+    }
+    if (fd < 0) {
+        fail("cannot be opened");
+    }
+    struct stat st;
+    if (m == READ && (::fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) {
+        ::close(fd);
+        throw std::runtime_error(path + " is not a file");
+    }
+    if (m == READ && st.st_size > 0) {
+        void * res = ::mmap(nullptr, size_t(st.st_size), PROT_READ, MAP_SHARED, fd, 0);
+        if (res == MAP_FAILED) {
+            const int err = errno;
+            ::close(fd);
+            errno = err;
+            fail("cannot be mapped");
+        }
+        map   = static_cast<uint8_t *>(res);
+        n_map = size_t(st.st_size);
+    }
+}
+
+file::~file() {
+    if (map) {
+        ::munmap(map, n_map);
+    }
+    ::close(fd);
+}
+
+void file::fail(const std::string & what) const {
+    throw std::runtime_error(path + " " + what + ": " + std::strerror(errno));
+}
+
+bool file::lock(bool alone) {
+    if (alone && !can_write) {
+        errno = EACCES;
+        fail("cannot be written");
+    }
+    if (::flock(fd, (alone ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0) {
+        return true;
+    }
+    if (errno != EWOULDBLOCK) {
+        fail("cannot be locked");
+    }
+    return false;
+}
+
+bool file::is(const std::string & other) const {
+    struct stat a;
+    struct stat b;
+    return ::fstat(fd, &a) == 0 && ::stat(other.c_str(), &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
+void file::write(uint64_t offset, const void * data, size_t size) {
+    const auto * bytes = static_cast<const uint8_t *>(data);
+    while (size > 0) {
+        const ssize_t n = ::pwrite(fd, bytes, size, off_t(offset));
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            fail("cannot be written");
+        }
+        bytes  += n;
+        offset += uint64_t(n);
+        size   -= size_t(n);
+    }
+}
+
+void file::sync() {
+    if (::fsync(fd) != 0) {
+        fail("cannot be written");
+    }
+}
+
+void file::move_to(const std::string & to) {
+    if (std::rename(path.c_str(), to.c_str()) != 0) {
+        fail("cannot be renamed to " + to);
+    }
+    path = to;
+
+    // the name, too, is to be on the disk; not all file systems can do that
+    const auto slash = to.rfind('/');
+    const int  dir   = ::open(slash == std::string::npos ? "." : to.substr(0, slash + 1).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir >= 0) {
+        ::fsync(dir);
+        ::close(dir);
+    }
+}
+
+} // namespace infllm
+
+#else
+
+namespace infllm {
+
+file::file(const std::string & path, mode) : path(path) { fail("cannot be opened"); }
+file::~file() {}
+
+void file::fail(const std::string & what) const { throw std::runtime_error(path + " " + what + ": not supported on this system yet"); }
+
+bool file::lock(bool)                              { fail("cannot be locked"); }
+bool file::is(const std::string &) const           { return false; }
+void file::write(uint64_t, const void *, size_t)   { fail("cannot be written"); }
+void file::sync()                                  { fail("cannot be written"); }
+void file::move_to(const std::string &)            { fail("cannot be renamed"); }
+
+} // namespace infllm
+
+#endif
