@@ -49,7 +49,7 @@ std::shared_ptr<session_file> session_file::open(const std::string & path) {
 void session_file::check_header(const header & h) const {
     const uint64_t size = disk.size();
     // each number is at most the file's size, so that none of these can overflow
-    for (const uint64_t n : { h.block_bytes, h.n_tokens, h.n_blocks, h.n_state, h.n_data, h.rest.offset, h.rest.size }) {
+    for (const uint64_t n : { h.n_blocks > 0 ? h.block_bytes : 0, h.n_tokens, h.n_blocks, h.n_state, h.n_data, h.rest.offset, h.rest.size }) {
         if (n > size) {
             refuse("it is damaged, or was cut off");
         }

@@ -1,5 +1,7 @@
 #include "llama-infllm-state.h"
 
+#include "llama-infllm-params.h"
+
 #include "../infllm/checksum.h"
 
 #include "llama-impl.h"
@@ -78,6 +80,10 @@ private:
 // llama_infllm_fingerprint
 //
 
+static std::string type_name(uint64_t type) {
+    return type < GGML_TYPE_COUNT ? ggml_type_name(ggml_type(type)) : std::to_string(type);
+}
+
 llama_infllm_fingerprint::llama_infllm_fingerprint(const llama_infllm_layers & layers) {
     const auto & prm   = layers.prm.infllm;
     const auto & cells = layers.cells;
@@ -86,11 +92,11 @@ llama_infllm_fingerprint::llama_infllm_fingerprint(const llama_infllm_layers & l
     items = {
         { "layers with the method", layers.all().size() },
         { "the model's weights", layers.model_sum() },
-        { "position",           uint64_t(prm.position) },
-        { "search",             uint64_t(prm.search) },
-        { "scores",             uint64_t(prm.scores) },
-        { "type_k",             uint64_t(layers.prm.type_k) },
-        { "type_v",             uint64_t(layers.prm.type_v) },
+        { "position",           uint64_t(prm.position),      [](uint64_t x) { return llama_infllm_choice_name("position", int(x)); } },
+        { "search",             uint64_t(prm.search),        [](uint64_t x) { return llama_infllm_choice_name("search",   int(x)); } },
+        { "scores",             uint64_t(prm.scores),        [](uint64_t x) { return llama_infllm_choice_name("scores",   int(x)); } },
+        { "type_k",             uint64_t(layers.prm.type_k), type_name },
+        { "type_v",             uint64_t(layers.prm.type_v), type_name },
         { "rotated values",     layers.prm.rot_v },
         { "n_init",             cells.n_init },
         { "n_local",            cells.n_local },
@@ -137,8 +143,8 @@ void llama_infllm_fingerprint::check(llama_io_read_i & io) const {
     for (uint32_t i = 0; i < n && i < items.size(); ++i) {
         const auto value = read_value<uint64_t>(io);
         if (value != items[i].value) {
-            refuse(::format("%s: %llu in the state, %llu in this context", items[i].name,
-                    (unsigned long long) value, (unsigned long long) items[i].value));
+            const auto text = items[i].text ? items[i].text : [](uint64_t x) { return std::to_string(x); };
+            refuse(::format("%s: %s in the state, %s in this context", items[i].name, text(value).c_str(), text(items[i].value).c_str()));
         }
     }
     if (n != items.size()) {

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <string>
 #include <vector>
 
 class llama_io_read_i;
@@ -43,6 +44,7 @@ private:
     struct item {
         const char * name;
         uint64_t     value;
+        std::string (*text)(uint64_t value) = nullptr; // what the value is called
     };
     std::vector<item> items;
 };

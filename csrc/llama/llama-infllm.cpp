@@ -2,6 +2,7 @@
 
 #include "llama-infllm-impl.h"
 #include "llama-infllm-composite.h"
+#include "llama-infllm-params.h"
 
 #include "llama-context.h"
 #include "llama-impl.h"
@@ -13,7 +14,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <sstream>
 #include <stdexcept>
 #include <vector>
 
@@ -39,121 +39,6 @@ static bool fail(const std::string & msg) {
 //
 // parameters
 //
-
-llama_infllm_params llama_infllm_default_params(void) {
-    return {
-        /*.n_init            =*/ 64,
-        /*.n_local           =*/ 0,
-        /*.block_size        =*/ 64,
-        /*.topk              =*/ 0,
-        /*.max_cached_blocks =*/ 0,
-        /*.repr_topk         =*/ 0,
-        /*.n_score           =*/ 0,
-        /*.position          =*/ LLAMA_INFLLM_POSITION_AUTO,
-        /*.store_max_bytes   =*/ 0,
-        /*.paging            =*/ LLAMA_INFLLM_PAGING_AUTO,
-        /*.pinned_max_bytes  =*/ 0,
-        /*.attend            =*/ LLAMA_INFLLM_ATTEND_RESIDENT,
-        /*.scores            =*/ LLAMA_INFLLM_SCORES_LINEAR,
-        /*.n_repr            =*/ 0,
-        /*.search            =*/ LLAMA_INFLLM_SEARCH_AUTO,
-    };
-}
-
-static bool parse_uint(const std::string & text, uint64_t max, uint64_t & res) {
-    if (text.empty() || text.find_first_not_of("0123456789") != std::string::npos || text.size() > 19) {
-        return false;
-    }
-    res = std::strtoull(text.c_str(), nullptr, 10);
-    return res <= max;
-}
-
-bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, bool * enabled) {
-    const std::string str = text ? text : "";
-
-    *enabled = !str.empty() && str != "0";
-    if (!*enabled || str == "1") {
-        return true;
-    }
-
-    const struct {
-        const char * name;
-        uint32_t   * value;
-    } fields[] = {
-        { "n_init",            &params->n_init            },
-        { "n_local",           &params->n_local           },
-        { "block_size",        &params->block_size        },
-        { "topk",              &params->topk              },
-        { "max_cached_blocks", &params->max_cached_blocks },
-        { "repr_topk",         &params->repr_topk         },
-        { "n_score",           &params->n_score           },
-        { "n_repr",            &params->n_repr            },
-    };
-    int position = params->position;
-    int paging   = params->paging;
-    int attend   = params->attend;
-    int scores   = params->scores;
-    int search   = params->search;
-
-    const struct {
-        const char *             name;
-        int                    * value;
-        std::vector<std::string> names; // in the order of the enum
-    } choices[] = {
-        { "position", &position, { "auto", "true", "infllm" } },
-        { "paging",   &paging,   { "auto", "host", "device" } },
-        { "attend",   &attend,   { "resident", "topk" }       },
-        { "scores",   &scores,   { "linear", "published" }    },
-        { "search",   &search,   { "auto", "keys", "queries" } },
-    };
-
-    std::istringstream list(str);
-    std::string        item;
-    while (std::getline(list, item, ',')) {
-        const auto        eq    = item.find('=');
-        const std::string name  = item.substr(0, eq);
-        const std::string value = eq == std::string::npos ? "" : item.substr(eq + 1);
-
-        uint64_t number = 0;
-
-        const auto is_name = [&](const auto & f) { return name == f.name; };
-        const auto field   = std::find_if(std::begin(fields),  std::end(fields),  is_name);
-        const auto choice  = std::find_if(std::begin(choices), std::end(choices), is_name);
-        if (field != std::end(fields)) {
-            if (!parse_uint(value, UINT32_MAX, number)) {
-                return fail(name + " = \"" + value + "\" is not a whole number from 0 to 4294967295");
-            }
-            *field->value = uint32_t(number);
-        } else if (name == "store_max_bytes" || name == "pinned_max_bytes") {
-            if (!parse_uint(value, UINT64_MAX, number)) {
-                return fail(name + " = \"" + value + "\" is not a whole number");
-            }
-            (name == "store_max_bytes" ? params->store_max_bytes : params->pinned_max_bytes) = number;
-        } else if (choice != std::end(choices)) {
-            const auto it = std::find(choice->names.begin(), choice->names.end(), value);
-            if (it == choice->names.end()) {
-                std::string known = choice->names[0];
-                for (size_t i = 1; i < choice->names.size(); ++i) {
-                    known += ", " + choice->names[i];
-                }
-                return fail(name + " = \"" + value + "\" is none of " + known);
-            }
-            *choice->value = int(it - choice->names.begin());
-        } else {
-            return fail("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with "
-                    "n_init, n_local, block_size, topk, max_cached_blocks, repr_topk, n_repr, n_score, position, store_max_bytes, paging, "
-                    "pinned_max_bytes, attend, scores, search");
-        }
-    }
-
-    params->position = llama_infllm_position(position);
-    params->paging   = llama_infllm_paging  (paging);
-    params->attend   = llama_infllm_attend  (attend);
-    params->scores   = llama_infllm_scores  (scores);
-    params->search   = llama_infllm_search  (search);
-
-    return true;
-}
 
 uint32_t llama_infllm_n_cells(const llama_infllm_params * params, uint32_t n_ubatch) {
     const auto cells = infllm::cell_layout::make(
@@ -187,30 +72,9 @@ bool llama_infllm_params_resolve(
 
     llama_infllm_params res = *params;
 
-    // a caller may have put any number into an enum: it is read as a number
-    const auto in_range = [](const char * name, const auto & field, uint32_t min, uint32_t max, const char * why = "") {
-        uint32_t value;
-        static_assert(sizeof(field) == sizeof(value), "a parameter of 32 bits");
-        memcpy(&value, &field, sizeof(value));
-        return (value >= min && value <= max) ||
-            fail(::format("%s = %u is out of range: it must be %u to %u%s", name, value, min, max, why));
-    };
-
-    const uint32_t n_max = 1u << 24;
-    if (!in_range("block_size", res.block_size, 1, 4096) ||
-        !in_range("n_init",     res.n_init,     0, n_max) ||
-        !in_range("n_local",    res.n_local,    0, n_max) ||
-        !in_range("topk",       res.topk,       0, n_max/res.block_size) ||
-        !in_range("max_cached_blocks", res.max_cached_blocks, 0, n_max/res.block_size) ||
-        !in_range("repr_topk",  res.repr_topk,  0, res.block_size, " (block_size)") ||
-        !in_range("n_repr",     res.n_repr,     0, res.block_size, " (block_size)") ||
-        !in_range("n_score",    res.n_score,    0, n_max) ||
-        !in_range("position",   res.position,   LLAMA_INFLLM_POSITION_AUTO, LLAMA_INFLLM_POSITION_INFLLM) ||
-        !in_range("paging",     res.paging,     LLAMA_INFLLM_PAGING_AUTO,   LLAMA_INFLLM_PAGING_DEVICE) ||
-        !in_range("attend",     res.attend,     LLAMA_INFLLM_ATTEND_RESIDENT, LLAMA_INFLLM_ATTEND_TOPK) ||
-        !in_range("scores",     res.scores,     LLAMA_INFLLM_SCORES_LINEAR, LLAMA_INFLLM_SCORES_PUBLISHED) ||
-        !in_range("search",     res.search,     LLAMA_INFLLM_SEARCH_AUTO,   LLAMA_INFLLM_SEARCH_QUERIES)) {
-        return false;
+    const std::string out_of_range = llama_infllm_check_ranges(res);
+    if (!out_of_range.empty()) {
+        return fail(out_of_range);
     }
 
     const bool alibi = model->hparams.use_alibi;
@@ -240,7 +104,7 @@ bool llama_infllm_params_resolve(
     }
 
     // slots that leave room for the rest of the resident buffer within the positions of training
-    int64_t n_slot_max = n_max/res.block_size;
+    int64_t n_slot_max = (1 << 24)/res.block_size; // as for any number of tokens
     if (res.position == LLAMA_INFLLM_POSITION_INFLLM) {
         const int64_t n_rest = infllm::cell_layout::make(
                 res.n_init, res.n_local, res.block_size, 0, n_ubatch).n_cells();

@@ -219,6 +219,26 @@ bool context::restore(const py::bytes & state, int32_t p0) {
     return res;
 }
 
+void context::save_session(const std::string & path, const std::vector<llama_token> & tokens, const py::bytes & data) {
+    const std::string bytes = data;
+    bool ok = false;
+    compute([&] {
+        ok = llama_infllm_session_save(ptr.get(), 0, path.c_str(), tokens.data(), tokens.size(),
+                reinterpret_cast<const uint8_t *>(bytes.data()), bytes.size());
+    });
+    if (!ok) {
+        raise(PyExc_OSError, llama_infllm_last_error());
+    }
+}
+
+void context::load_session(const session & from) {
+    bool ok = false;
+    compute([&] { ok = llama_infllm_session_load(from.get(), ptr.get(), 0); });
+    if (!ok) {
+        throw std::invalid_argument(llama_infllm_last_error());
+    }
+}
+
 std::optional<llama_infllm_params> context::infllm_params() const {
     llama_infllm_params res;
     if (!llama_infllm_get_params(ptr.get(), &res)) {

@@ -22,6 +22,23 @@ struct trace_event {
     std::vector<float>   scores;   // [n_blocks]
 };
 
+// an open session file
+class session {
+public:
+    explicit session(const std::string & path);
+
+    llama_infllm_session * get() const { return ptr.get(); }
+
+    llama_infllm_session_info info() const;
+    std::vector<llama_token>  tokens() const;
+    py::bytes                 data() const;
+
+    void verify() const; // reads all blocks; throws if one is damaged
+
+private:
+    std::unique_ptr<llama_infllm_session, void (*)(llama_infllm_session *)> ptr { nullptr, llama_infllm_session_free };
+};
+
 // one llama_context with one sequence; not thread safe, except for stats() and interrupt()
 class context {
 public:
@@ -75,6 +92,10 @@ public:
 
     // go back to p0 tokens, at which the checkpoint was made; false: it does not fit, nothing is left
     bool restore(const py::bytes & state, int32_t p0);
+
+    // to and from a file; throw what failed, with nothing changed
+    void save_session(const std::string & path, const std::vector<llama_token> & tokens, const py::bytes & data);
+    void load_session(const session & from);
 
     std::optional<llama_infllm_params> infllm_params() const;
     std::optional<llama_infllm_stats>  stats(int32_t il) const;

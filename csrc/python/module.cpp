@@ -92,7 +92,8 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("n_hit",             &llama_infllm_stats::n_hit)
         .def_readonly("n_page_in",         &llama_infllm_stats::n_page_in)
         .def_readonly("n_layer_pager",     &llama_infllm_stats::n_layer_pager)
-        .def_readonly("n_layer_device",    &llama_infllm_stats::n_layer_device);
+        .def_readonly("n_layer_device",    &llama_infllm_stats::n_layer_device)
+        .def_readonly("bytes_store_file",  &llama_infllm_stats::bytes_store_file);
 
     py::class_<trace_event>(m, "TraceEvent", py::module_local())
         .def_readonly("il",        &trace_event::il)
@@ -149,6 +150,21 @@ PYBIND11_MODULE(_core, m) {
         .def("text",     &chat_prompt::text)
         .def("tokenize", &chat_prompt::tokenize, py::arg("model"), py::arg("parse_special") = false);
 
+    py::class_<llama_infllm_session_info>(m, "SessionInfo", py::module_local())
+        .def_readonly("n_tokens",    &llama_infllm_session_info::n_tokens)
+        .def_readonly("n_blocks",    &llama_infllm_session_info::n_blocks)
+        .def_readonly("n_saved",     &llama_infllm_session_info::n_saved)
+        .def_readonly("bytes",       &llama_infllm_session_info::bytes)
+        .def_readonly("bytes_state", &llama_infllm_session_info::bytes_state)
+        .def_readonly("bytes_data",  &llama_infllm_session_info::bytes_data);
+
+    py::class_<session>(m, "Session", py::module_local())
+        .def(py::init<const std::string &>(), py::arg("path"))
+        .def("info",   &session::info)
+        .def("tokens", &session::tokens)
+        .def("data",   &session::data)
+        .def("verify", &session::verify);
+
     py::class_<context> ctx(m, "Context", py::module_local());
 
     py::enum_<context::outputs>(ctx, "Outputs", py::module_local())
@@ -190,6 +206,8 @@ PYBIND11_MODULE(_core, m) {
         .def("needs_checkpoints", &context::needs_checkpoints)
         .def("checkpoint", &context::checkpoint)
         .def("restore",    &context::restore, py::arg("state"), py::arg("p0"))
+        .def("save_session", &context::save_session, py::arg("path"), py::arg("tokens"), py::arg("data"))
+        .def("load_session", &context::load_session, py::arg("session"))
         .def("copy_state_from", &context::copy_state_from, py::arg("source"))
         .def("set_trace",       &context::set_trace, py::arg("enabled"))
         .def("take_trace",      &context::take_trace);

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 from . import _terminal as term
+from ._conversation import Conversation, load_conversation
 from ._files import read_text_file
 from ._message_input import message_input
 from ._paging import format_paging
-from ._stored import n_common
 from .llama import CompletionOptions, Llama
-from .types import ChatMessage, Timings
+from .types import Timings
 
 HELP = """\
 /file PATH  put a text file into the context; ask about it afterwards
+/save PATH  save the chat with all it has read; without PATH: to the file of --session
+/load PATH  go on with a chat that was saved, or a text that infllm read has read
 /stats      memory and speed
 /reset      forget the chat
 /help       this
@@ -33,23 +36,38 @@ class ChatSession:
         System message.
     options : CompletionOptions
         For every answer.
+    path : Path or None
+        Session file: the chat goes on from there if it exists, and is saved to it.
     """
 
-    def __init__(self, llm: Llama, system: str | None, options: CompletionOptions) -> None:
+    def __init__(
+        self, llm: Llama, system: str | None, options: CompletionOptions, path: Path | None = None
+    ) -> None:
         self._llm = llm
         self._system = system
         self._options = options
         self._timings: Timings | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._messages: list[ChatMessage] = []
-        if self._system is not None:
-            self._messages.append({"role": "system", "content": self._system})
-        self._files = ""  # texts for the next question: some templates refuse two user messages in a row
+        self._chat = Conversation.begin(system)
+        self._path = path
+        self._saved: Conversation | None = None
+        if path is not None and path.exists():
+            if system is not None:
+                raise ValueError(f"system = {system!r}: {path} has its own system message, or none")
+            self.load(str(path))
+            self._saved = deepcopy(self._chat)
 
     def run(self) -> None:
-        """Answer lines from stdin until it ends."""
+        """Answer lines from stdin until it ends, and save the chat if it has a file."""
+        try:
+            self._run()
+        finally:
+            self._save_if_new()
+
+    def _save_if_new(self) -> None:
+        if self._path is not None and self._chat != self._saved:
+            self.save("")
+
+    def _run(self) -> None:
         if sys.stdin.isatty():
             term.note("/help for help, Ctrl-D to leave")
         read = message_input()
@@ -63,6 +81,7 @@ class ChatSession:
                     return
             except KeyboardInterrupt:
                 term.note("\n(interrupted; /quit or Ctrl-D leaves)")
+                self._save_if_new()
             except (OSError, ValueError, RuntimeError, MemoryError) as err:
                 term.error(err)
 
@@ -75,8 +94,12 @@ class ChatSession:
             self._read_file(argument.strip().strip("\"'"))
         elif command == "/stats":
             self._print_stats()
+        elif command == "/save":
+            self.save(argument.strip().strip("\"'"))
+        elif command == "/load":
+            self.load(argument.strip().strip("\"'"))
         elif command == "/reset":
-            self._reset()
+            self._chat = Conversation.begin(self._system)
             self._llm.reset()
             term.note("the chat is forgotten")
         elif command == "/help":
@@ -88,15 +111,13 @@ class ChatSession:
         return True
 
     def _answer(self, question: str) -> None:
-        turn: ChatMessage = {"role": "user", "content": self._files + question}
+        messages = self._chat.asked(question)
         text = ""
         try:
             with term.prefill_progress() as progress:
                 options = self._options.copy()
                 options["progress"] = progress.update
-                for chunk in self._llm.create_chat_completion(
-                    [*self._messages, turn], stream=True, **options
-                ):
+                for chunk in self._llm.create_chat_completion(messages, stream=True, **options):
                     choice = chunk["choices"][0]
                     if new := choice["delta"].get("content"):
                         progress.close()
@@ -109,8 +130,7 @@ class ChatSession:
             # an interrupted answer is part of the chat, as far as it was given
             if text:
                 term.answer("\n")
-                self._messages += [turn, {"role": "assistant", "content": text}]
-                self._files = ""
+                self._chat = Conversation([*messages, {"role": "assistant", "content": text}])
 
     def _explain_length(self) -> None:
         if self._llm.n_tokens >= self._llm.n_ctx():
@@ -122,15 +142,8 @@ class ChatSession:
         if not name:
             raise ValueError("/file needs the path of a text file: /file PATH")
         path = Path(os.path.expanduser(name))
-        text = read_text_file(path)
-        files = f"{self._files}{text}\n\n"
-
-        # store what the next prompt will begin with, whatever the question
-        one, other = (
-            self._llm.chat_tokens([*self._messages, {"role": "user", "content": files + question}])
-            for question in ("a", "?")
-        )
-        tokens = one[: n_common(one, other)]
+        longer = self._chat.with_text(read_text_file(path))
+        tokens = longer.prefix(self._llm)
         try:
             with term.prefill_progress() as progress:
                 self._llm.prefill(tokens, progress=progress.update)
@@ -141,8 +154,28 @@ class ChatSession:
                 f"from there if it comes next)"
             )
             return
-        self._files = files
+        self._chat = longer
         term.note(f"{path}: {len(tokens):,} tokens are stored; ask about it")
+
+    def save(self, name: str) -> None:
+        """Save the chat to a session file; "": the one it belongs to."""
+        path = Path(os.path.expanduser(name)) if name else self._path
+        if path is None:
+            raise ValueError("/save needs the path of a session file: /save PATH")
+        with term.console.status(f"saving {path}"):
+            self._llm.save_session(path, self._chat.to_data())
+        if path == self._path:
+            self._saved = deepcopy(self._chat)
+        term.note(f"saved: {self._llm.n_tokens:,} tokens in {path}")
+
+    def load(self, name: str) -> None:
+        """Go on with the chat of a session file."""
+        if not name:
+            raise ValueError("/load needs the path of a session file: /load PATH")
+        path = Path(os.path.expanduser(name))
+        self._chat = load_conversation(self._llm, path)
+        n_turns = sum(message["role"] == "user" for message in self._chat.messages)
+        term.note(f"{path}: {n_turns} questions so far, {self._llm.n_tokens:,} tokens are stored")
 
     def _print_stats(self) -> None:
         llm = self._llm

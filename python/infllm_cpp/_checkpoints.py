@@ -24,6 +24,17 @@ class Checkpoints:
         self._states: dict[int, bytes] = {}  # by the number of tokens, ascending
         self._passing: set[int] = set()  # those within a text, of which the last one is enough
 
+    @classmethod
+    def of(cls, states: dict[int, bytes]) -> Checkpoints:
+        """Those that `states` returned."""
+        res = cls()
+        res._states = dict(states)
+        return res
+
+    def states(self) -> dict[int, bytes]:
+        """The states by their numbers of tokens, ascending."""
+        return dict(self._states)
+
     def positions(self) -> Sequence[int]:
         """Where there are checkpoints, ascending."""
         return list(self._states)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from . import _core
 from . import _terminal as term
+from ._conversation import Conversation
 from ._loading import (
     KVType,
     check_context,
@@ -16,6 +18,7 @@ from ._loading import (
     resolve_infllm,
 )
 from ._options import ModelOptions
+from ._sessions import open_session
 from ._sizes import context_bytes, kv_bytes_per_token
 from ._system import available_memory
 from .config import InfLLMConfig
@@ -58,6 +61,30 @@ def print_info(options: ModelOptions) -> None:
             print_row()
         except (ValueError, RuntimeError, MemoryError) as err:
             _row(name, f"not possible: {err}")
+
+
+def print_session(path: Path, verify: bool) -> None:
+    """Print what a session file has; ValueError where it is damaged."""
+    session, notes = open_session(path)
+    info = session.info()
+    _row("file", str(path))
+    _row("model", f"{notes.model_name}, {notes.model_path}")
+    _row("tokens", f"{info.n_tokens:,}")
+    _row(
+        "size",
+        f"{term.format_bytes(info.bytes)}: {info.n_blocks:,} blocks, "
+        f"{term.format_bytes(info.bytes_state)} of resident state; saved {info.n_saved} times",
+    )
+    _row("types", f"K {notes.types[0]}, V {notes.types[1]}")
+    _row("parameters", ", ".join(f"{name} {value}" for name, value in notes.config.items()))
+    if isinstance(notes.data, dict) and notes.data.keys() == {"messages", "files"}:
+        chat = Conversation.from_data(notes.data)
+        n_turns = sum(message["role"] == "user" for message in chat.messages)
+        _row("chat", f"{n_turns} questions, and {len(chat.files):,} characters to ask about")
+    if verify:
+        with term.console.status("reading all blocks"):
+            session.verify()
+        _row("verified", "all blocks are as they were saved")
 
 
 def _row(name: str, value: str) -> None:

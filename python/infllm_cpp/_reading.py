@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._checkpoints import Checkpoints
+from ._following import FollowingContext
 from ._loading import check_int
 from ._paging import PagingWatch
 from ._stored import StoredTokens
@@ -36,10 +37,10 @@ class Reader:
         ctx: _core.Context,
         n_ctx: int,
         progress: ProgressCallback | None,
-        resize: Callable[[int, bool], _core.Context | None] | None = None,
+        following: FollowingContext | None = None,
     ) -> None:
         self.progress = progress
-        self._resize = resize
+        self._following = following
 
         self._n_forks = _core.n_forks()
         # reentrant, and a flag beside it: a signal handler may also run where only one of them is set
@@ -263,15 +264,19 @@ class Reader:
 
         `shrink`: also where a shorter one is enough, so that what came before makes no difference.
         """
-        ctx = self._resize and self._resize(n_tokens, shrink)
+        ctx = self._following.resize(n_tokens, shrink) if self._following else None
         if ctx is None:
             return []
         stored = self.tokens
         self._truncate(0)
+        self._take(ctx)
+        return stored
+
+    def _take(self, ctx: _core.Context) -> None:
+        """Go on with another context."""
         ctx.set_trace(self._trace is not None)
         old, self._ctx_or_none = self._ctx, ctx
         old.interrupt_check()  # the new one does not know
-        return stored
 
     def _eval(
         self,

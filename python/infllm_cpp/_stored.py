@@ -27,6 +27,18 @@ class StoredTokens:
         self.tokens: list[int] = []
         self._texts: list[_Text] = []
 
+    @classmethod
+    def of(cls, tokens: list[int], texts: list[list[int]]) -> StoredTokens:
+        """Tokens with the texts that `texts` returned."""
+        res = cls()
+        res.tokens = tokens
+        res._texts = [_Text(begin, end, ends) for begin, end, *ends in texts]
+        return res
+
+    def texts(self) -> list[list[int]]:
+        """Where each text begins and ends, and where its ubatches do."""
+        return [[text.begin, text.end, *text.ends] for text in self._texts]
+
     def begin_text(self, begin: int, end: int) -> None:
         """What is appended from now on ends a text, which begins at `begin`, with tokens that are stored."""
         self._texts = [text for text in self._texts if text.begin <= begin]

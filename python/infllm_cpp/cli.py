@@ -14,10 +14,12 @@ from . import _terminal as term
 from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
 from ._bench import run_bench
 from ._chat_session import ChatSession
+from ._conversation import load_conversation
 from ._demo import run_demo
 from ._eval import parse_numbers, run_eval
-from ._info import print_info
+from ._info import print_info, print_session
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
+from ._read import read_files
 from ._trace import record, report
 
 app = typer.Typer(
@@ -67,6 +69,10 @@ def chat(
     options: RunOptions,
     sampling: SamplingOptions,
     system: SystemMessage = None,
+    session: Annotated[
+        Path | None,
+        typer.Option(help="Session file: go on from there if it exists, and save the chat to it at the end."),
+    ] = None,
     parse_special: ParseSpecial = False,
 ) -> None:
     """Chat with a model; /file PATH puts a long text into the context.
@@ -78,6 +84,8 @@ def chat(
         infllm chat
 
         infllm chat -m model.gguf --system "Answer briefly."
+
+        infllm chat --session monday.session
     """
     with options.load() as llm:
         if sys.stdin.isatty():
@@ -85,7 +93,7 @@ def chat(
             memory = "plain llama.cpp" if llm.infllm is None else "InfLLM memory"
             term.note(f"{name}: {memory}, n_ctx {llm.n_ctx():,}, training length {llm.n_ctx_train():,}")
         llm.parse_special = parse_special
-        ChatSession(llm, system, sampling.completion_options()).run()
+        ChatSession(llm, system, sampling.completion_options(), session).run()
 
 
 @app.command()
@@ -98,6 +106,10 @@ def run(
         Path | None, typer.Option("-f", "--file", help="Text file to put before the prompt; -: stdin.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
+    session: Annotated[
+        Path | None,
+        typer.Option(help="Session file to begin with, of infllm read or chat; it stays as it is."),
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
     system: SystemMessage = None,
     parse_special: ParseSpecial = False,
@@ -111,25 +123,73 @@ def run(
         infllm run -m model.gguf -f book.txt -p "Who did it?"
 
         git diff | infllm run -f - -p "Summarize this change." > summary.txt
+
+        infllm run --session book.session -p "Who did it?"
     """
     text = read_prompt(file, prompt)
+    if session is not None and system is not None:
+        raise ValueError(f"system = {system!r} is too late: {session} begins with its own, or none")
     with options.load() as llm:
         llm.parse_special = parse_special
-        print_answer(llm, prompt_tokens(llm, text, system, raw), sampling, quiet)
+        if session is None:
+            tokens = prompt_tokens(llm, text, system, raw)
+        elif raw:
+            llm.load_session(session)
+            tokens = llm.tokens + llm.tokenize(text, add_bos=False, special=parse_special)
+        else:
+            tokens = llm.chat_tokens(load_conversation(llm, session).asked(text))
+        print_answer(llm, tokens, sampling, quiet)
 
 
 @app.command()
 @with_options
-def info(options: ModelOptions) -> None:
-    """What a model is, and what a context would need; its weights are not loaded.
+def read(
+    options: RunOptions,
+    files: Annotated[list[Path], typer.Argument(help="Text files, read one after the other; -: stdin.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Session file to write.")],
+    system: SystemMessage = None,
+    parse_special: ParseSpecial = False,
+) -> None:
+    """Read texts once, and keep what was read in a session file: to ask about as often as you like.
+
+    Ctrl-C saves what was read so far; the same command goes on from there.
+
+    Examples:
+
+        infllm read book.txt -o book.session
+
+        infllm run --session book.session -p "Who did it?"
+
+        infllm chat --session book.session
+    """
+    with options.load() as llm:
+        llm.parse_special = parse_special
+        read_files(llm, files, output, system)
+
+
+@app.command()
+@with_options
+def info(
+    options: ModelOptions,
+    session: Annotated[
+        Path | None, typer.Argument(help="A session file to tell about instead.", show_default="none")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all blocks of the session file.")] = False,
+) -> None:
+    """What a model is, and what a context would need; its weights are not loaded. Or what a session file has.
 
     Examples:
 
         infllm info -m model.gguf
 
         infllm info -m model.gguf --n-ctx 1000000 --type-k q8_0 --type-v q8_0
+
+        infllm info book.session --verify
     """
-    print_info(options)
+    if session is not None:
+        print_session(session, verify)
+    else:
+        print_info(options)
 
 
 @app.command("eval")

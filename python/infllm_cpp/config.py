@@ -189,6 +189,8 @@ class InfLLMStats:
         Blocks in the store: K, V and what the method keeps beside them, bytes.
     bytes_store_kv : int
         K and V rows of the store alone, bytes.
+    bytes_store_file : int
+        Of `bytes_store`, what is in a session file, mapped, and takes no memory of its own, bytes.
     bytes_paged_in : int
         Copied from the store to slots since the statistics were reset, bytes.
     n_select, n_selected, n_hit, n_page_in : int
@@ -218,6 +220,7 @@ class InfLLMStats:
     n_page_in: int
     n_layer_pager: int
     n_layer_device: int
+    bytes_store_file: int
     paging_reason: str
     layers: tuple[InfLLMStats, ...] = dataclasses.field(default=(), repr=False)
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 from . import _core, chat
 from ._devices import choose_devices
 from ._following import FollowingContext
-from ._generation import Generator
 from ._loading import (
     KVType,
     check_context,
@@ -23,6 +22,7 @@ from ._loading import (
 )
 from ._reading import ProgressCallback, TraceCallback
 from ._responses import chat_chunks, completion_chunks, join_chat, join_completion
+from ._sessions import SessionOwner
 from ._sizes import kv_bytes_per_token
 from ._threads import default_n_threads
 from ._tokens import as_tokens
@@ -53,7 +53,7 @@ class CompletionOptions(TypedDict, total=False):
     progress: ProgressCallback | None
 
 
-class Llama(Generator):
+class Llama(SessionOwner):
     """A GGUF model and a context of one sequence.
 
     Names and meaning of parameters and methods follow llama-cpp-python where it has them.
@@ -99,6 +99,8 @@ class Llama(Generator):
     parse_special : bool
         Read names of special tokens in messages as these tokens, as llama-cpp-python does. A message can then
         end its turn and go on as the system: only for messages whose every text you trust.
+    session : str, os.PathLike or None
+        A file of `save_session` to begin with, see `load_session`.
     verbose : bool
         Print llama.cpp's log to stderr. The log is one for the process: the last `Llama` made decides.
     progress : callable or None
@@ -161,6 +163,7 @@ class Llama(Generator):
         flash_attn: bool | None = None,
         chat_template: str | None = None,
         parse_special: bool = False,
+        session: str | os.PathLike[str] | None = None,
         verbose: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -213,10 +216,12 @@ class Llama(Generator):
         if n_ctx == 0 and infllm is not None:
             sizes = context_sizes(model, infllm, n_batch, n_ubatch, type_k, type_v)
             following = FollowingContext(sizes, make)
-            super().__init__(model, following.first(), sizes.limit, progress, following.resize)
+            super().__init__(model, following.first(), sizes.limit, progress, following)
         else:
             n_ctx = n_ctx or model.n_ctx_train()
             super().__init__(model, make(n_ctx), n_ctx, progress)
+        if session is not None:
+            self.load_session(session)
 
     # -- the model ---------------------------------------------------------------------------------
 

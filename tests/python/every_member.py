@@ -15,6 +15,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ ARGUMENTS: dict[str, Any] = {
     "callback": None,
     "messages": [{"role": "user", "content": "Hi"}],
     "n_tokens": 0,
+    "path": os.path.join(tempfile.mkdtemp(), "a.session"),
     "prompt": "Hi",
     "text": "Hi",
     "tokens": [1, 2],
@@ -169,6 +171,7 @@ def main() -> None:
     faulthandler.dump_traceback_later(TIMEOUT, exit=True)
     model, situation = sys.argv[1:]
     llm = Llama(model, n_ctx=512, n_ubatch=128, infllm=SMALL)
+    llm.save_session(ARGUMENTS["path"])
     tokens = (llm.tokenize("The grass is green. ") * 100)[:512]
     result = SITUATIONS[situation](llm, tokens)
     lives_on = True

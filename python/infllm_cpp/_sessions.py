@@ -1,0 +1,191 @@
+"""Session files: what a `Llama` keeps in them beside tokens and blocks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from . import _core
+from ._checkpoints import Checkpoints
+from ._generation import Generator
+from ._stored import StoredTokens
+from .config import InfLLMConfig
+
+_N_PIECES, _PIECE = 16, 1 << 16  # of a model's file that are looked at
+
+
+@dataclass
+class SessionNotes:
+    """What a session file holds for this package, as JSON, with the checkpoints' bytes behind it."""
+
+    model_path: str
+    model_name: str
+    model_id: str
+    n_ctx: int
+    config: dict[str, Any]
+    types: list[str]  # of K and V
+    texts: list[list[int]]
+    data: Any = None
+    checkpoints: dict[int, bytes] = field(default_factory=dict)
+
+    def encode(self) -> bytes:
+        """As bytes.
+
+        Raises
+        ------
+        TypeError
+            When `data` has something that JSON cannot hold.
+        """
+        values = asdict(self)
+        values["checkpoints"] = [[n, len(state)] for n, state in self.checkpoints.items()]
+        text = json.dumps(values).encode()
+        return len(text).to_bytes(8, "little") + text + b"".join(self.checkpoints.values())
+
+    @classmethod
+    def decode(cls, data: bytes) -> SessionNotes:
+        """What `encode` made; ValueError where it is something else."""
+        try:
+            begin = 8 + int.from_bytes(data[:8], "little")
+            values = json.loads(data[8:begin])
+            checkpoints = {}
+            for n, size in values["checkpoints"]:
+                checkpoints[int(n)] = data[begin : begin + size]
+                begin += size
+            values["checkpoints"] = checkpoints
+            return cls(**values)
+        except (ValueError, TypeError, KeyError) as err:
+            raise ValueError(
+                "the session was not saved by this package, or by another version of it"
+            ) from err
+
+
+def open_session(path: str | os.PathLike[str]) -> tuple[_core.Session, SessionNotes]:
+    """Open a session file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError
+        When it cannot be read.
+    ValueError
+        When it is not a session file, or is damaged.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    with open(path, "rb"):
+        pass  # or the exception that belongs to it
+    session = _core.Session(path)
+    try:
+        return session, SessionNotes.decode(session.data())
+    except ValueError as err:
+        raise ValueError(f"{path}: {err}") from err
+
+
+def model_id(path: str | os.PathLike[str]) -> str:
+    """A digest of parts of a model's file: other weights, another digest."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        for i in range(_N_PIECES):
+            file.seek(i * max(size - _PIECE, 0) // (_N_PIECES - 1))
+            digest.update(file.read(_PIECE))
+    return digest.hexdigest()
+
+
+class SessionOwner(Generator):
+    """The part of `Llama` that saves and loads its context."""
+
+    model_path: str
+    _kv_types: tuple[Any, Any]
+
+    def save_session(self, path: str | os.PathLike[str], data: Any = None) -> None:
+        """Save the stored tokens, with K and V, to a file.
+
+        Saving again to the same file, or to the one that was loaded, writes only the blocks that are new, and
+        the resident buffer. What the file held is there until all of the new is: a crash leaves one of both.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        data : object
+            Anything that JSON can hold, which `load_session` returns.
+
+        Raises
+        ------
+        ValueError
+            Without the InfLLM memory.
+        TypeError
+            When `data` has something that JSON cannot hold.
+        OSError
+            When the file cannot be written, or another context has it loaded; then nothing has changed.
+        """
+        with self._computing():
+            params = self._ctx.infllm_params()
+            if params is None:
+                raise ValueError("infllm = None: sessions need the InfLLM memory")
+            notes = SessionNotes(
+                model_path=os.path.abspath(self.model_path),
+                model_name=self._model.meta().get("general.name", Path(self.model_path).name),
+                model_id=model_id(self.model_path),
+                n_ctx=self._ctx.n_ctx(),
+                config=asdict(InfLLMConfig._from_params(params)),
+                types=list(self._kv_types),
+                texts=self._stored.texts(),
+                data=data,
+                checkpoints=self._checkpoints.states(),
+            )
+            self._ctx.save_session(os.path.expanduser(os.fspath(path)), self._tokens, notes.encode())
+
+    def load_session(self, path: str | os.PathLike[str], verify: bool = False) -> Any:
+        """Become what was saved by `save_session`: the next tokens are those that would have followed there.
+
+        Blocks stay in the file and are read when they are selected, so that this is a matter of moments
+        however long the context is. Until all of them are forgotten nobody else can save to the file.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+        verify : bool
+            Read all blocks first, to see that none is damaged. Otherwise a damaged block goes unnoticed; the
+            tokens and the resident buffer are always checked.
+
+        Returns
+        -------
+        object
+            The `data` that was saved.
+
+        Raises
+        ------
+        FileNotFoundError, IsADirectoryError, PermissionError
+            When the file cannot be read.
+        ValueError
+            When it is not a session, is damaged, or was saved with another model or with other parameters
+            that matter: the sentence says which. Then nothing has changed.
+        """
+        name = os.fspath(path)
+        session, notes = open_session(path)
+        if verify:
+            session.verify()
+        with self._changing():
+            if notes.model_id != model_id(self.model_path):
+                raise ValueError(
+                    f"{name} was saved with another model, {notes.model_name}: {notes.model_path}"
+                )
+            following = self._following
+            size = following.size if following else 0
+            n_tokens = max(session.info().n_tokens, min(notes.n_ctx, self._model.n_ctx_train() + 1))
+            ctx = following.resize(min(n_tokens, self._n_ctx), shrink=True) if following else None
+            try:
+                (ctx or self._ctx).load_session(session)
+            except ValueError as err:
+                if following:
+                    following.size = size
+                raise ValueError(f"{name}: {err}") from err
+            if ctx:
+                self._take(ctx)
+            self._has_logits = False
+            self._stored = StoredTokens.of(session.tokens(), notes.texts)
+            self._checkpoints = Checkpoints.of(notes.checkpoints)
+        return notes.data
