@@ -104,8 +104,8 @@ void session_file::read() {
     };
     take(content.blocks, head.n_blocks);
     take(content.tokens, head.n_tokens);
-    take(content.state,  head.n_state);
-    take(content.data,   head.n_data);
+    content.state = { at,                size_t(head.n_state) };
+    content.data  = { at + head.n_state, size_t(head.n_data)  };
 
     for (const auto & e : content.blocks) {
         if (e.offset%PAGE != 0 || e.offset < 2*PAGE || e.offset > disk.size() || head.block_bytes > disk.size() - e.offset) {
@@ -180,16 +180,23 @@ session_file::entry session_file::add(const uint8_t * data) {
 }
 
 void session_file::commit(const rest & next) {
-    std::vector<uint8_t> bytes;
-    const auto put = [&](const auto & part) {
-        const auto * begin = reinterpret_cast<const uint8_t *>(part.data());
-        bytes.insert(bytes.end(), begin, begin + part.size()*sizeof(part[0]));
+    const size_t n_blocks = next.blocks.size()*sizeof(entry);
+    const size_t n_tokens = next.tokens.size()*sizeof(int32_t);
+    const bytes  parts[]  = {
+        { reinterpret_cast<const uint8_t *>(next.blocks.data()), n_blocks },
+        { reinterpret_cast<const uint8_t *>(next.tokens.data()), n_tokens },
+        next.state,
+        next.data,
     };
-    bytes.reserve(next.state.size() + next.data.size() + next.tokens.size()*sizeof(int32_t) + next.blocks.size()*sizeof(entry));
-    put(next.blocks);
-    put(next.tokens);
-    put(next.state);
-    put(next.data);
+    // whole pages, so that a reader's map has all that a header refers to
+    const size_t size = n_blocks + n_tokens + next.state.size + next.data.size;
+    std::vector<uint8_t> all;
+    all.reserve(std::max(pages(size), PAGE));
+    for (const auto & part : parts) {
+        all.insert(all.end(), part.data, part.data + part.size);
+    }
+    const uint64_t sum = checksum::of(all.data(), all.size());
+    all.resize(std::max(pages(size), PAGE));
 
     header h {};
     std::memcpy(h.magic, MAGIC, sizeof(MAGIC));
@@ -198,15 +205,13 @@ void session_file::commit(const rest & next) {
     h.block_bytes = head.block_bytes;
     h.n_tokens    = next.tokens.size();
     h.n_blocks    = next.blocks.size();
-    h.n_state     = next.state.size();
-    h.n_data      = next.data.size();
-    h.rest        = { take(std::max(pages(bytes.size()), PAGE)), bytes.size() };
-    h.sum_rest    = checksum::of(bytes.data(), bytes.size());
+    h.n_state     = next.state.size;
+    h.n_data      = next.data.size;
+    h.rest        = { take(all.size()), size };
+    h.sum_rest    = sum;
     h.sum         = h.get_sum();
 
-    // whole pages, so that a reader's map has all that a header refers to
-    bytes.resize(std::max(pages(bytes.size()), PAGE));
-    disk.write(h.rest.offset, bytes.data(), bytes.size());
+    disk.write(h.rest.offset, all.data(), all.size());
     disk.sync();
 
     std::vector<uint8_t> page(PAGE);
@@ -222,7 +227,7 @@ void session_file::commit(const rest & next) {
     }
 
     head = h;
-    content.blocks = next.blocks;
+    content = { {}, next.blocks, {}, {} };
     gaps.clear();
     disk.lock(false);
 }

@@ -29,12 +29,17 @@ public:
         uint64_t sum;
     };
 
+    struct bytes {
+        const uint8_t * data;
+        size_t          size;
+    };
+
     // what a context is beside its blocks
     struct rest {
         std::vector<int32_t> tokens;
-        std::vector<uint8_t> state;
-        std::vector<uint8_t> data; // the user's
         std::vector<entry>   blocks;
+        bytes                state;
+        bytes                data; // the user's
     };
 
     // Read the header and the rest of a session, not its blocks. As long as it is open nobody else can write to it.
@@ -45,7 +50,7 @@ public:
 
     ~session_file();
 
-    // of the generation that was opened
+    // Of the generation that was opened; its state and data are in the map, and good until the next commit.
     const rest & get_rest()        const { return content; }
     uint64_t     get_block_bytes() const { return head.block_bytes; }
     uint64_t     get_generation()  const { return head.generation; }
@@ -96,7 +101,7 @@ private:
     file        disk;
     std::string target; // where commit() puts a new one, else ""
     header      head {};
-    rest        content;
+    rest        content {};
 
     std::vector<extent> gaps; // to write to, the last one has no end
 

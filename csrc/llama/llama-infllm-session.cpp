@@ -29,38 +29,43 @@ struct llama_infllm_session {
 // all but the blocks goes to memory, and the blocks to a file that has some of them already
 class session_writer : public llama_io_write_i, public llama_infllm_block_sink {
 public:
-    session_writer(std::shared_ptr<session_file> file, session_file::rest & res) : file(std::move(file)), res(res) {}
+    explicit session_writer(std::shared_ptr<session_file> file) : file(std::move(file)) {}
 
     void write(const void * src, size_t size) override {
         const auto * bytes = static_cast<const uint8_t *>(src);
-        res.state.insert(res.state.end(), bytes, bytes + size);
+        state.insert(state.end(), bytes, bytes + size);
     }
 
     void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        const size_t begin = res.state.size();
-        res.state.resize(begin + size);
-        ggml_backend_tensor_get(tensor, res.state.data() + begin, offset, size);
+        const size_t begin = state.size();
+        state.resize(begin + size);
+        ggml_backend_tensor_get(tensor, state.data() + begin, offset, size);
     }
 
-    size_t n_bytes() override { return res.state.size(); }
+    size_t n_bytes() override { return state.size(); }
 
     void put(const infllm::block_store & store, int32_t id) override {
         const auto & home = store.get_home(id);
-        res.blocks.push_back(home.file == file ? session_file::entry { home.offset, home.sum } : file->add(store.data(id)));
+        blocks.push_back(home.file == file ? session_file::entry { home.offset, home.sum } : file->add(store.data(id)));
         ids.push_back(id);
+    }
+
+    void commit(std::vector<int32_t> tokens, const uint8_t * data, size_t n_data) {
+        file->commit({ std::move(tokens), blocks, { state.data(), state.size() }, { data, n_data } });
     }
 
     // they are on disk now
     void set_homes(infllm::block_store & store) const {
         for (size_t i = 0; i < ids.size(); ++i) {
-            store.set_home(ids[i], { file, res.blocks[i].offset, res.blocks[i].sum });
+            store.set_home(ids[i], { file, blocks[i].offset, blocks[i].sum });
         }
     }
 
 private:
     const std::shared_ptr<session_file> file;
-    session_file::rest & res;
-    std::vector<int32_t> ids;
+    std::vector<uint8_t>             state;
+    std::vector<session_file::entry> blocks;
+    std::vector<int32_t>             ids;
 };
 
 class session_reader : public llama_io_read_i, public llama_infllm_block_source {
@@ -92,7 +97,7 @@ public:
         }
     }
 
-    bool is_read() const { return n_read == file->get_rest().state.size() && n_block == file->get_rest().blocks.size(); }
+    bool is_read() const { return n_read == file->get_rest().state.size && n_block == file->get_rest().blocks.size(); }
 
 private:
     const std::shared_ptr<session_file> file;
@@ -103,11 +108,11 @@ private:
 
     const uint8_t * take(size_t size) {
         const auto & state = file->get_rest().state;
-        if (size > state.size() - n_read) {
+        if (size > state.size - n_read) {
             refuse();
         }
         n_read += size;
-        return state.data() + n_read - size;
+        return state.data + n_read - size;
     }
 
     const session_file::entry & next(size_t block_bytes) {
@@ -161,8 +166,8 @@ void llama_infllm_session_get_info(const llama_infllm_session * session, llama_i
         /*.n_blocks   =*/ file.get_rest().blocks.size(),
         /*.n_saved    =*/ file.get_generation(),
         /*.bytes      =*/ file.get_size(),
-        /*.bytes_state=*/ file.get_rest().state.size(),
-        /*.bytes_data =*/ file.get_rest().data.size(),
+        /*.bytes_state=*/ file.get_rest().state.size,
+        /*.bytes_data =*/ file.get_rest().data.size,
     };
 }
 
@@ -171,7 +176,7 @@ const llama_token * llama_infllm_session_tokens(const llama_infllm_session * ses
 }
 
 const uint8_t * llama_infllm_session_data(const llama_infllm_session * session) {
-    return session->file->get_rest().data.data();
+    return session->file->get_rest().data.data;
 }
 
 bool llama_infllm_session_verify(const llama_infllm_session * session) {
@@ -206,14 +211,6 @@ bool llama_infllm_session_save(llama_context * ctx, llama_seq_id seq_id, const c
             throw std::runtime_error(::format("n_tokens = %zu, but sequence %d has %zu tokens", n_tokens, seq_id, n_past));
         }
 
-        session_file::rest res;
-        if (n_tokens > 0) {
-            res.tokens.assign(tokens, tokens + n_tokens);
-        }
-        if (n_data > 0) {
-            res.data.assign(data, data + n_data);
-        }
-
         // go on with the file that has blocks of this sequence, or with a new one in its place
         auto file = std::const_pointer_cast<session_file>(std::static_pointer_cast<const session_file>(mem.get_file_of(seq_id)));
         if (!file || !file->is(path)) {
@@ -221,9 +218,9 @@ bool llama_infllm_session_save(llama_context * ctx, llama_seq_id seq_id, const c
         }
         file->begin();
         try {
-            session_writer io(file, res);
+            session_writer io(file);
             llama_get_memory(ctx)->state_write(io, seq_id, 0);
-            file->commit(res);
+            io.commit({ tokens, tokens + n_tokens }, data, n_data);
             mem.set_homes([&](infllm::block_store & store) { io.set_homes(store); });
         } catch (...) {
             file->abandon();

@@ -64,12 +64,16 @@ struct SessionFile : testing::Test {
 
 // n tokens in all, and a block for each two of them, some of which a file has
 session_file::rest make_rest(session_file & file, uint32_t n, const std::vector<session_file::entry> & has = {}) {
-    session_file::rest res;
+    static bytes_t state;
+    static bytes_t data;
+    state.assign(5000, uint8_t(n));
+    data .assign(n, uint8_t('d'));
+    session_file::rest res {};
     for (uint32_t i = 0; i < n; ++i) {
         res.tokens.push_back(int32_t(i));
     }
-    res.state.assign(5000, uint8_t(n));
-    res.data.assign(n, uint8_t('d'));
+    res.state = { state.data(), state.size() };
+    res.data  = { data .data(), data .size() };
     res.blocks = has;
     while (res.blocks.size() < n/2) {
         res.blocks.push_back(file.add(block_of(uint32_t(res.blocks.size())).data()));
@@ -82,8 +86,8 @@ void expect_rest(const std::string & path, uint32_t n) {
     const auto & rest = file->get_rest();
     file->verify();
     ASSERT_EQ(rest.tokens.size(), n);
-    EXPECT_EQ(rest.state, bytes_t(5000, uint8_t(n)));
-    EXPECT_EQ(rest.data,  bytes_t(n, uint8_t('d')));
+    EXPECT_EQ(bytes_t(rest.state.data, rest.state.data + rest.state.size), bytes_t(5000, uint8_t(n)));
+    EXPECT_EQ(bytes_t(rest.data .data, rest.data .data + rest.data .size), bytes_t(n, uint8_t('d')));
     ASSERT_EQ(rest.blocks.size(), n/2);
     for (uint32_t b = 0; b < n/2; ++b) {
         EXPECT_EQ(bytes_t(file->block(rest.blocks[b]), file->block(rest.blocks[b]) + BLOCK), block_of(b));
