@@ -31,13 +31,15 @@ print(json.dumps([lib.llama_infllm_active(llm.ctx), text]))
 PARAMS = "n_init=32,n_local=256,block_size=32,topk=8,max_cached_blocks=8,repr_topk=4,n_score=16"
 
 
-def run(model_path: Path, tokens: list[int], value: str | None) -> subprocess.CompletedProcess[str]:
+def run(
+    model_path: Path, tokens: list[int], value: str | None, script: str = SCRIPT
+) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "LLAMA_INFLLM"}
     env["LLAMA_CPP_LIB_PATH"] = str(infllm_cpp.library_dir())
     if value is not None:
         env["LLAMA_INFLLM"] = value
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(model_path)],
+        [sys.executable, "-c", script, str(model_path)],
         input=json.dumps(tokens),
         capture_output=True,
         text=True,
@@ -55,6 +57,62 @@ def test_the_same_script_with_the_method_off_and_on(model_path: Path, passkey: t
         is_active, text = json.loads(result.stdout.splitlines()[-1])
         assert is_active == active, value
         assert text.strip().startswith(key), value
+
+
+STATES = """
+import json, sys, tempfile
+import numpy as np
+import llama_cpp
+
+tokens = json.loads(sys.stdin.read())
+
+def make():
+    options = {"n_ctx": 1280, "n_batch": 128, "n_ubatch": 128, "verbose": False}
+    return llama_cpp.Llama(sys.argv[1], **options)
+
+def greedy(llm, n):
+    token, rows = 1, []
+    for _ in range(n):
+        llm.eval([token])
+        rows.append(np.ctypeslib.as_array(llm._ctx.get_logits(), (llm.n_vocab(),)).copy())
+        token = int(rows[-1].argmax())
+    return np.array(rows)
+
+llm, other = make(), make()
+llm.eval(tokens)
+state = llm.save_state()
+expected = greedy(llm, 64)
+other.eval(tokens[:50])
+other.load_state(state)
+result = {"same": bool(np.array_equal(greedy(other, 64), expected)), "bytes": len(state.llama_state)}
+
+def answer(llm, prompt):
+    return llm(prompt, max_tokens=6, temperature=0)["choices"][0]["text"]
+
+for kind in ("RAM", "Disk"):
+    options = {"cache_dir": tempfile.mkdtemp()} if kind == "Disk" else {}
+    cache = getattr(llama_cpp, f"Llama{kind}Cache")(**options)
+    llm.reset()
+    llm.set_cache(cache)
+    before = answer(llm, tokens)
+    answer(llm, tokens[:1] + tokens[100:200])
+    result[kind] = [before, answer(llm, tokens), cache.cache_size > 0]
+print(json.dumps(result))
+"""
+
+
+def test_states_and_caches(model_path: Path, passkey: tuple[list[int], str]) -> None:
+    tokens, key = passkey
+    result = run(model_path, tokens, PARAMS, STATES)
+    assert result.returncode == 0, result.stderr
+    answer = json.loads(result.stdout.splitlines()[-1])
+    assert answer["same"]
+    assert answer["bytes"] > len(tokens) * 1000  # K and V of all tokens, not of those that are resident
+    for kind in ("RAM", "Disk"):
+        before, after, is_cached = answer[kind]
+        assert before.strip().startswith(key)
+        assert after == before
+        assert is_cached
 
 
 def test_a_bad_value_makes_no_context(model_path: Path, passkey: tuple[list[int], str]) -> None:
