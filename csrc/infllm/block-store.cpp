@@ -17,17 +17,25 @@ block_store::block_store(size_t block_bytes, uint64_t bytes_max, allocator memor
 
 block_store::~block_store() {
     for (auto & b : blocks) {
-        if (b.data && !b.mapped) {
+        if (b.data && !b.in_file()) {
             mem.free(b.data);
         }
     }
-    for (auto * data : reserved) {
-        mem.free(data);
+    for (const auto & r : reserved) {
+        give_back(r);
     }
 }
 
-bool block_store::reserve(size_t n) {
-    if (limit > 0 && (n_used - n_file + n)*n_bytes > limit) {
+void block_store::give_back(const room & r) {
+    if (r.slab) {
+        files->free(r.data);
+    } else {
+        mem.free(r.data);
+    }
+}
+
+bool block_store::reserve(size_t n, bool in_memory) {
+    if (in_memory && limit > 0 && (n_used - n_file + n)*n_bytes > limit) {
         return false;
     }
 
@@ -39,10 +47,10 @@ bool block_store::reserve(size_t n) {
         blocks.reserve(n_used + n);
         ids.reserve(n_used + n);
         while (ok && reserved.size() < n) {
-            auto * data = static_cast<uint8_t *>(mem.alloc(n_bytes));
+            auto * data = in_memory ? static_cast<uint8_t *>(mem.alloc(n_bytes)) : files->alloc();
             ok = data != nullptr;
             if (ok) {
-                reserved.push_back(data);
+                reserved.push_back({ data, !in_memory });
             }
         }
     } catch (const std::bad_alloc &) {
@@ -51,7 +59,7 @@ bool block_store::reserve(size_t n) {
 
     // when it fails nothing has changed; what a batch that was given up has left is not kept
     while (reserved.size() > (ok ? n : n_before)) {
-        mem.free(reserved.back());
+        give_back(reserved.back());
         reserved.pop_back();
     }
 
@@ -75,10 +83,12 @@ int32_t block_store::alloc() {
 
     const int32_t id = new_id();
 
-    blocks[id].data  = reserved.back();
+    blocks[id].data  = reserved.back().data;
+    blocks[id].slab  = reserved.back().slab;
     blocks[id].n_ref = 1;
     reserved.pop_back();
     n_used++;
+    n_file += blocks[id].slab;
 
     return id;
 }
@@ -100,12 +110,14 @@ int32_t block_store::map(const uint8_t * data, home where) {
 
 void block_store::replace(const std::function<uint8_t *(uint8_t *)> & f) {
     for (auto & b : blocks) {
-        if (b.data && !b.mapped) {
+        if (b.data && !b.in_file()) {
             b.data = f(b.data);
         }
     }
-    for (auto *& data : reserved) {
-        data = f(data);
+    for (auto & r : reserved) {
+        if (!r.slab) {
+            r.data = f(r.data);
+        }
     }
 }
 
@@ -117,10 +129,9 @@ void block_store::ref(int32_t id) {
 void block_store::unref(int32_t id) {
     assert(blocks[id].n_ref > 0);
     if (--blocks[id].n_ref == 0) {
-        if (blocks[id].mapped) {
-            n_file--;
-        } else {
-            mem.free(blocks[id].data);
+        n_file -= blocks[id].in_file();
+        if (!blocks[id].mapped) {
+            give_back({ blocks[id].data, blocks[id].slab });
         }
         blocks[id] = {};
         ids.push_back(id);

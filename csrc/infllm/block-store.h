@@ -1,5 +1,7 @@
 #pragma once
 
+#include "file-slabs.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -32,12 +34,17 @@ public:
     block_store(size_t block_bytes, uint64_t bytes_max, allocator memory);
     ~block_store();
 
+    // blocks for which there is no memory go to files
+    void set_files(std::unique_ptr<file_slabs> f) { files = std::move(f); }
+    const file_slabs * get_files() const { return files.get(); }
+
     block_store(const block_store &)             = delete;
     block_store & operator=(const block_store &) = delete;
 
     // take memory for n further blocks, and no more, so that the next n calls of alloc() succeed
+    //   in_memory  false: in the files
     // returns false, with nothing changed, over the limit or out of memory
-    bool reserve(size_t n);
+    bool reserve(size_t n, bool in_memory = true);
 
     // a block with one reference, its bytes undefined; NONE over the limit or out of memory
     int32_t alloc();
@@ -62,7 +69,7 @@ public:
 
     size_t   block_bytes() const { return n_bytes; }
     size_t   n_blocks()    const { return n_used; }
-    size_t   n_mapped()    const { return n_file; } // of which in the map of a file
+    size_t   n_in_files()  const { return n_file; } // of which take no memory
     uint64_t bytes_max()   const { return limit; }
 
 private:
@@ -71,7 +78,15 @@ private:
         uint32_t  n_ref = 0;
         home      where;
 
-        std::shared_ptr<const void> mapped; // the file whose map data is in
+        bool                        slab = false; // of the files
+        std::shared_ptr<const void> mapped;       // the file whose map data is in
+
+        bool in_file() const { return slab || mapped; }
+    };
+
+    struct room {
+        uint8_t * data;
+        bool      slab;
     };
 
     const size_t    n_bytes;
@@ -82,11 +97,14 @@ private:
     size_t n_used = 0;
     size_t n_file = 0;
 
-    std::vector<block>     blocks;   // by id
-    std::vector<int32_t>   ids;      // free ids
-    std::vector<uint8_t *> reserved; // memory without a block yet
+    std::unique_ptr<file_slabs> files;
+
+    std::vector<block>   blocks;   // by id
+    std::vector<int32_t> ids;      // free ids
+    std::vector<room>    reserved; // memory without a block yet
 
     int32_t new_id();
+    void    give_back(const room & r);
 };
 
 } // namespace infllm

@@ -133,12 +133,13 @@ std::shared_ptr<session_file> session_file::create(const std::string & path, uin
     return res;
 }
 
-void session_file::begin() {
+bool session_file::begin() {
     if (!disk.lock(true)) {
         disk.lock(false);
-        throw std::runtime_error(disk.get_path() + " is in use by another context: save to another file");
+        return false;
     }
     find_gaps();
+    return true;
 }
 
 void session_file::find_gaps() {

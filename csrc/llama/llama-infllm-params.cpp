@@ -20,6 +20,7 @@ enum param_limit {
     BLOCK_SIZE,
     BYTES,
     CHOICE,
+    TEXT, // as long as there is room for
 };
 
 // A number of 32 or 64 bits, or an enum, read as the number that a caller may have put there. All that is 0 by default is automatic,
@@ -73,6 +74,7 @@ static const std::vector<param> & get_table() {
         { PARAM(attend),            LLAMA_INFLLM_ATTEND_RESIDENT, CHOICE, { "resident", "topk" } },
         { PARAM(scores),            LLAMA_INFLLM_SCORES_LINEAR,   CHOICE, { "linear", "published" } },
         { PARAM(search),            LLAMA_INFLLM_SEARCH_AUTO,     CHOICE, { "auto", "keys", "queries" } },
+        { PARAM(store_path),        0,  TEXT       },
     };
     return table;
 }
@@ -88,7 +90,9 @@ static std::string join(const std::vector<std::string> & names) {
 llama_infllm_params llama_infllm_default_params(void) {
     llama_infllm_params res {};
     for (const auto & p : get_table()) {
-        p.set(res, p.value);
+        if (p.limit != TEXT) {
+            p.set(res, p.value);
+        }
     }
     return res;
 }
@@ -107,6 +111,10 @@ std::string llama_infllm_check_ranges(const llama_infllm_params & params) {
     const uint64_t n_block = params.block_size;
 
     const auto check = [&](const param & p) -> std::string {
+        if (p.limit == TEXT) {
+            const auto * text = reinterpret_cast<const char *>(&params) + p.offset;
+            return std::memchr(text, 0, p.size) ? "" : ::format("%s has no end", p.name);
+        }
         const uint64_t value = p.get(params);
         const uint64_t min   = p.limit == BLOCK_SIZE ? 1 : 0;
         const uint64_t max   =
@@ -180,6 +188,16 @@ bool llama_infllm_params_parse(const char * text, llama_infllm_params * params, 
             llama_infllm_set_error("\"" + item + "\" is not a parameter of the InfLLM memory: expected 1, or a list of name=value with " +
                     join(names));
             return false;
+        }
+        if (p->limit == TEXT) {
+            auto * to = reinterpret_cast<char *>(params) + p->offset;
+            if (value.empty() || value.size() >= p->size) {
+                llama_infllm_set_error(name + " = \"" + value + "\" is not a text of 1 to " + std::to_string(p->size - 1) + " bytes");
+                return false;
+            }
+            std::memset(to, 0, p->size);
+            std::memcpy(to, value.data(), value.size());
+            continue;
         }
         uint64_t number = 0;
         const std::string why = parse_value(*p, value, number);

@@ -211,12 +211,12 @@ bool llama_infllm_session_save(llama_context * ctx, llama_seq_id seq_id, const c
             throw std::runtime_error(::format("n_tokens = %zu, but sequence %d has %zu tokens", n_tokens, seq_id, n_past));
         }
 
-        // go on with the file that has blocks of this sequence, or with a new one in its place
+        // go on with the file that has blocks of this sequence, if nobody else reads it, or with a new one in its place
         auto file = std::const_pointer_cast<session_file>(std::static_pointer_cast<const session_file>(mem.get_file_of(seq_id)));
-        if (!file || !file->is(path)) {
+        if (!file || !file->is(path) || !file->begin()) {
             file = session_file::create(path, mem.get_layers().block_bytes());
+            file->begin();
         }
-        file->begin();
         try {
             session_writer io(file);
             llama_get_memory(ctx)->state_write(io, seq_id, 0);

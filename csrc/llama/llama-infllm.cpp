@@ -136,6 +136,12 @@ bool llama_infllm_params_resolve(
                 res.max_cached_blocks, res.block_size, res.n_init, res.n_local, uint32_t(n_slot_max), uint32_t(n_ctx_train)));
     }
 
+    if (res.store_path[0] != 0 && res.paging == LLAMA_INFLLM_PAGING_DEVICE) {
+        return fail("paging = device needs all blocks in memory, but store_path lets them go to a file: use paging = host");
+    }
+    if (res.store_path[0] != 0) {
+        res.paging = LLAMA_INFLLM_PAGING_HOST;
+    }
     if (res.scores == LLAMA_INFLLM_SCORES_PUBLISHED && res.paging == LLAMA_INFLLM_PAGING_DEVICE) {
         return fail("paging = device does not work with scores = published, which the host computes: use paging = host, or auto");
     }

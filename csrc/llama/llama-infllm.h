@@ -68,7 +68,7 @@ struct llama_infllm_params {
                                 //   search = queries 32, and the whole ubatch with published scores. By keys, ubatches of at
                                 //   most 2*n_score tokens by those of 2*block_size/n_repr tokens too, if these are fewer
     enum llama_infllm_position position;
-    uint64_t store_max_bytes;   // limit of the block store, bytes; 0: no limit
+    uint64_t store_max_bytes;   // limit of the memory of the block store, bytes; 0: no limit
     enum llama_infllm_paging paging;
     uint64_t pinned_max_bytes;  // limit of pinned memory for devices that page, bytes; 0: no limit. Beyond it the host pages
     enum llama_infllm_attend attend;
@@ -77,6 +77,8 @@ struct llama_infllm_params {
                                 //   n_ctx_train for 8, and for more where there would be over 32768 a layer; but one in all
                                 //   with search = queries
     enum llama_infllm_search search;
+    char     store_path[512];   // folder for the blocks that store_max_bytes, or the memory there is, has no room for; they go to a
+                                //   file without a name. "": they are refused
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now
@@ -98,7 +100,7 @@ struct llama_infllm_stats {
     uint64_t n_page_in;         // of which paged in (n_selected = n_hit + n_page_in)
     uint32_t n_layer_pager;     // layers on devices that have a pager, where paging = host does not say otherwise
     uint32_t n_layer_device;    // of which these page now; the host pages all other layers
-    uint64_t bytes_store_file;  // of bytes_store, what is in the map of a session file, and takes no memory of its own
+    uint64_t bytes_store_file;  // of bytes_store, what is in files, of sessions or in store_path, and takes no memory of its own
 };
 
 struct llama_infllm_trace_event {
@@ -209,8 +211,8 @@ LLAMA_API bool llama_infllm_session_verify(const struct llama_infllm_session * s
 // sliding windows can lose the sequence where these parts are refused.
 LLAMA_API bool llama_infllm_session_load(struct llama_infllm_session * session, struct llama_context * ctx, llama_seq_id seq_id);
 
-// Save a sequence of n_tokens tokens. Where path is the file that the sequence was loaded from or saved to before, only blocks that
-// are new are written; else it is a new file, put into the place of what is there. Returns false if that fails, then there is what
+// Save a sequence of n_tokens tokens. Where path is the file that the sequence was loaded from or saved to before, and no other
+// context has it open, only blocks that are new are written; else it is a new file, put into the place of what is there. Returns false if that fails, then there is what
 // was there before, also after a crash at any time.
 LLAMA_API bool llama_infllm_session_save(
         struct llama_context * ctx, llama_seq_id seq_id, const char * path,

@@ -145,20 +145,30 @@ std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & ba
     return ubatches;
 }
 
+bool llama_kv_cache_infllm::fits_memory(uint64_t n_new) const {
+    const uint64_t size  = store->block_bytes();
+    const uint64_t limit = store->bytes_max();
+    const uint64_t used  = store->n_blocks() - store->n_in_files();
+    return n_new == 0 || ((limit == 0 || (used + n_new)*size <= limit) && llama_infllm_ram_has(n_new*size));
+}
+
 std::string llama_kv_cache_infllm::check_store(uint64_t n_new) const {
     const uint64_t size  = store->block_bytes();
     const uint64_t limit = store->bytes_max();
-    const uint64_t used  = store->n_blocks() - store->n_mapped();
+    const uint64_t used  = store->n_blocks();
 
-    const bool over = limit > 0 && (used + n_new)*size > limit;
-    if (n_new == 0 || (!over && llama_infllm_ram_has(n_new*size))) {
+    const auto * files = store->get_files();
+    if (fits_memory(n_new) || (files && n_new*size <= files->room())) {
         return "";
     }
-    const auto mib = [](uint64_t n) { return n/1024.0/1024.0; };
-    return ::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s): "
-            "raise store_max_bytes, free memory, or shorten the text", mib(used*size), mib(n_new*size),
-            over ? ::format("store_max_bytes = %.1f MiB", mib(limit)).c_str()
-                 : ::format("%.1f MiB of memory are free", mib(llama_infllm_ram_free())).c_str());
+    const auto     mib  = [](uint64_t n) { return n/1024.0/1024.0; };
+    const uint64_t free = llama_infllm_ram_free();
+    const bool     over = limit > 0 && (used - store->n_in_files() + n_new)*size > limit;
+    const char   * path = layers.prm.infllm.store_path;
+    return ::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s%s): %s", mib(used*size), mib(n_new*size),
+            over ? ::format("store_max_bytes = %.1f MiB", mib(limit)).c_str() : ::format("%.1f MiB of memory are free", mib(free)).c_str(),
+            files ? ::format(", %.1f MiB in store_path = %s", mib(files->room()), path).c_str() : "",
+            files ? "free one of them, or shorten the text" : "raise store_max_bytes, free memory, give a store_path, or shorten the text");
 }
 
 std::string llama_kv_cache_infllm::check_tokens(llama_seq_id seq_id, uint32_t n_tokens) const {
@@ -367,8 +377,8 @@ void llama_kv_cache_infllm::state_read(llama_io_read_i & io, llama_seq_id seq_id
 
 void llama_kv_cache_infllm::reserve(uint64_t n_blocks_new, uint32_t n_block) {
     std::string why = check_store(n_blocks_new);
-    if (why.empty() && !store->reserve(n_blocks_new)) {
-        why = "there is no memory for more blocks in the store: free memory, or shorten the text";
+    if (why.empty() && !store->reserve(n_blocks_new, !store->get_files() || fits_memory(n_blocks_new))) {
+        why = "there is no room for more blocks in the store: free memory, or the disk of store_path, or shorten the text";
     }
     if (why.empty() && layers.can_page() && !layers.grow(n_block)) {
         why = "there is no memory for more representative keys: free memory, lower n_repr, or shorten the text";
@@ -464,5 +474,5 @@ void llama_kv_cache_infllm::update_gauges() {
         seq_blocks[s] = seqs[s].get_n_offload();
     }
     store_blocks = store->n_blocks();
-    store_mapped = store->n_mapped();
+    store_mapped = store->n_in_files();
 }

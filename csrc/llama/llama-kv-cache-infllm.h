@@ -149,6 +149,8 @@ private:
     // is none.
     void reserve(uint64_t n_blocks_new, uint32_t n_block);
 
+    bool fits_memory(uint64_t n_new) const; // or n_new more blocks have to go to files
+
     // why n_new more blocks cannot be stored; empty: they can
     std::string check_store(uint64_t n_new) const;
 

@@ -67,6 +67,15 @@ PYBIND11_MODULE(_core, m) {
         .def_readwrite("n_repr",            &llama_infllm_params::n_repr)
         .def_readwrite("store_max_bytes",   &llama_infllm_params::store_max_bytes)
         .def_readwrite("pinned_max_bytes",  &llama_infllm_params::pinned_max_bytes)
+        .def_property("store_path",
+            [](const llama_infllm_params & s) { return std::string(s.store_path); },
+            [](llama_infllm_params & s, const std::string & path) {
+                if (path.size() >= sizeof(s.store_path)) {
+                    throw std::invalid_argument("store_path has " + std::to_string(path.size()) + " bytes: 511 at most");
+                }
+                std::fill(std::begin(s.store_path), std::end(s.store_path), 0);
+                std::copy(path.begin(), path.end(), s.store_path);
+            })
         .def_property("position", get_enum<&llama_infllm_params::position>, set_enum<&llama_infllm_params::position>)
         .def_property("paging",   get_enum<&llama_infllm_params::paging>,   set_enum<&llama_infllm_params::paging>)
         .def_property("attend",   get_enum<&llama_infllm_params::attend>,   set_enum<&llama_infllm_params::attend>)

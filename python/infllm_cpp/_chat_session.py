@@ -12,6 +12,7 @@ from ._conversation import Conversation, load_conversation
 from ._files import read_text_file
 from ._message_input import message_input
 from ._paging import format_paging
+from ._sessions import check_output
 from .llama import CompletionOptions, Llama
 from .types import Timings
 
@@ -50,6 +51,8 @@ class ChatSession:
         self._chat = Conversation.begin(system)
         self._path = path
         self._saved: Conversation | None = None
+        if path is not None:
+            check_output(llm, path)
         if path is not None and path.exists():
             if system is not None:
                 raise ValueError(f"system = {system!r}: {path} has its own system message, or none")

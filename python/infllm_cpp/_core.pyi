@@ -58,6 +58,7 @@ class InfLLMParams:
     attend: int
     scores: int
     n_repr: int
+    store_path: str
     search: int
     def __init__(self) -> None: ...
 

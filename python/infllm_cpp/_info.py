@@ -138,6 +138,8 @@ def _print_memory(
     has = "unknown" if available is None else f"{term.format_bytes(available)} available"
     if used.store_max_bytes:
         has += f", store_max_bytes = {term.format_bytes(used.store_max_bytes)}"
+    if used.store_path:
+        has += f", and the disk of store_path = {used.store_path}"
     room = f"room for {sizes.limit:,} tokens"
     if n_ctx > sizes.limit:
         room += f": n_ctx = {n_ctx:,} is more than fits, the store alone would take "

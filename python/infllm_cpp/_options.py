@@ -99,8 +99,12 @@ class ModelOptions:
     ] = _default.n_score
     position: Annotated[str, _option(_MEMORY, "auto, true or infllm.")] = _default.position
     store_max_bytes: Annotated[
-        int | None, _option(_MEMORY, "Limit of the block store, bytes.", default="none")
+        int | None, _option(_MEMORY, "Limit of the memory of the block store, bytes.", default="none")
     ] = _default.store_max_bytes
+    store_path: Annotated[
+        Path | None,
+        _option(_MEMORY, "Folder for blocks that there is no memory for.", default="none: they are refused"),
+    ] = None
     paging: Annotated[str, _option(_MEMORY, "auto, host or device: who copies blocks into slots.")] = (
         _default.paging
     )

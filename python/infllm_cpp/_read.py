@@ -10,6 +10,7 @@ from pathlib import Path
 from . import _terminal as term
 from ._conversation import Conversation, load_conversation
 from ._files import decode_text, read_text_file
+from ._sessions import check_output
 from .llama import Llama
 
 
@@ -28,8 +29,7 @@ def read_files(llm: Llama, paths: Sequence[Path], output: Path, system: str | No
         for path in (Path(os.path.expanduser(path)) for path in paths)
     ]
     chat = Conversation.begin(system)
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output.parent} is no folder: make it before the text is read")
+    check_output(llm, output)
     if output.exists():
         load_conversation(llm, output)  # what it has of this text is not read again
 

@@ -94,6 +94,14 @@ def model_id(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def check_output(llm: Generator, path: Path) -> None:
+    """Raise what saving to `path` would raise, before there is anything to lose."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent} is no folder: make it, or save elsewhere")
+    if llm._ctx.infllm_params() is None:
+        raise ValueError("infllm = None: sessions need the InfLLM memory")
+
+
 class SessionOwner(Generator):
     """The part of `Llama` that saves and loads its context."""
 
@@ -104,7 +112,8 @@ class SessionOwner(Generator):
         """Save the stored tokens, with K and V, to a file.
 
         Saving again to the same file, or to the one that was loaded, writes only the blocks that are new, and
-        the resident buffer. What the file held is there until all of the new is: a crash leaves one of both.
+        the resident buffer, if no other context has it loaded. Such a context keeps what it has. What the
+        file held is there until all of the new is: a crash leaves one of both.
 
         Parameters
         ----------
@@ -119,7 +128,7 @@ class SessionOwner(Generator):
         TypeError
             When `data` has something that JSON cannot hold.
         OSError
-            When the file cannot be written, or another context has it loaded; then nothing has changed.
+            When the file cannot be written; then nothing has changed.
         """
         with self._computing():
             params = self._ctx.infllm_params()
@@ -142,7 +151,7 @@ class SessionOwner(Generator):
         """Become what was saved by `save_session`: the next tokens are those that would have followed there.
 
         Blocks stay in the file and are read when they are selected, so that this is a matter of moments
-        however long the context is. Until all of them are forgotten nobody else can save to the file.
+        however long the context is. The file must not be cut off meanwhile, as a model's must not.
 
         Parameters
         ----------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from dataclasses import dataclass
 
 from . import _core
@@ -64,10 +66,10 @@ def context_bytes(
 def context_limit(
     model: _core.Model, params: _core.InfLLMParams, n_cells: int, type_k: str, type_v: str
 ) -> int:
-    """Tokens that a context with the InfLLM memory can hold: by the memory there is and by `store_max_bytes`.
+    """Tokens that a context can hold: by memory, `store_max_bytes` and the disk of `store_path`.
 
     Counted are the weights, which may not be in memory yet, the resident buffer, and K, V and representative
-    keys of every token. An eighth of what is available is left to everything else.
+    keys of every token. An eighth of what is available, on disk too, is left to everything else.
 
     Parameters
     ----------
@@ -86,15 +88,18 @@ def context_limit(
     """
     per_token = kv_bytes_per_token(model, type_k, type_v)
     n_max = float(_N_CTX_MAX)
+    on_disk = shutil.disk_usage(params.store_path).free * 7 / 8 if os.path.isdir(params.store_path) else 0
     if params.store_max_bytes:
         # a block has a few bytes beside K and V
-        n_max = params.n_init + params.n_local + params.store_max_bytes / (1.02 * per_token)
+        n_max = params.n_init + params.n_local + (params.store_max_bytes + on_disk) / (1.02 * per_token)
     available = available_memory()
     if available is not None:
         n_far = 64 * n_cells
         repr_per_token = repr_bytes(model, params, n_far, n_cells) / n_far
         for_tokens = available * 7 / 8 - model.size() - n_cells * per_token
-        n_max = min(n_max, for_tokens / (per_token + repr_per_token))
+        n_max = min(n_max, (for_tokens + on_disk) / (per_token + repr_per_token))
+        if repr_per_token:
+            n_max = min(n_max, for_tokens / repr_per_token)  # they are in memory, whatever is on disk
     return min(_N_CTX_MAX, max(int(n_max), n_cells)) // _N_PAD * _N_PAD
 
 

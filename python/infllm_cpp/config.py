@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -29,6 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Values of the parameters that are no numbers."""
 _UINT32_MAX = 2**32 - 1
+_PATH_MAX = 511  # bytes
 _UINT64_MAX = 2**64 - 1
 
 _default = _core.InfLLMParams()
@@ -68,7 +70,7 @@ class InfLLMConfig:
         Positions that the model sees. ``"true"``: every token keeps its own. ``"infllm"``: all stay below the
         training length. ``"auto"``: ``"true"`` if ``n_ctx`` is within the training length, else ``"infllm"``.
     store_max_bytes : int or None
-        Limit of the block store, bytes. ``None``: no limit.
+        Limit of the memory of the block store, bytes. ``None``: no limit.
     paging : {"auto", "host", "device"}
         Who selects blocks and copies them into slots. ``"device"``: the layer's device, in its stream (CUDA;
         on the CPU it is there for tests). ``"host"``: the host, whatever device the layer is on.
@@ -95,13 +97,18 @@ class InfLLMConfig:
         scores of a layer and all before it. ``"queries"``: the queries of the current tokens, each layer for
         itself, as published.
         ``"auto"``: keys, but queries with ``scores="published"``.
+    store_path : str, os.PathLike or None
+        Folder for the blocks that `store_max_bytes`, or the memory there is, has no room for: they go to a
+        file in it that has no name and ends with the context. The system writes it in the background and
+        keeps in memory what was used last. The host pages then. ``None``: such blocks are refused, by
+        MemoryError.
 
     Raises
     ------
     ValueError
         When a value is out of range.
     TypeError
-        When a number is not an integer.
+        When a number is not an integer, or `store_path` no path.
 
     References
     ----------
@@ -124,10 +131,18 @@ class InfLLMConfig:
     scores: Scores = _SCORES[_default.scores]
     n_repr: int | None = _default.n_repr or None
     search: Search = _SEARCHES[_default.search]
+    store_path: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        if self.store_path is not None:
+            path = os.path.expanduser(os.fspath(self.store_path))  # TypeError where it is no path
+            if not path or len(os.fsencode(path)) > _PATH_MAX:
+                raise ValueError(f"store_path = {path!r} must have 1 to {_PATH_MAX} bytes")
+            object.__setattr__(self, "store_path", path)
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name == "store_path":
+                continue
             if field.name in CHOICES:
                 names = CHOICES[field.name]
                 if value not in names:
@@ -153,7 +168,8 @@ class InfLLMConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             names = CHOICES.get(field.name)
-            setattr(params, field.name, names.index(value) if names else value or 0)
+            nothing = "" if field.name == "store_path" else 0
+            setattr(params, field.name, names.index(value) if names else value or nothing)
         return params
 
     @classmethod
@@ -162,6 +178,7 @@ class InfLLMConfig:
         values.update({name: names[values[name]] for name, names in CHOICES.items()})
         values["store_max_bytes"] = params.store_max_bytes or None
         values["pinned_max_bytes"] = params.pinned_max_bytes or None
+        values["store_path"] = params.store_path or None
         return cls(**values)
 
 
@@ -190,7 +207,7 @@ class InfLLMStats:
     bytes_store_kv : int
         K and V rows of the store alone, bytes.
     bytes_store_file : int
-        Of `bytes_store`, what is in a session file, mapped, and takes no memory of its own, bytes.
+        Of `bytes_store`, what is in files, of sessions or in `store_path`, and takes no memory of its own.
     bytes_paged_in : int
         Copied from the store to slots since the statistics were reset, bytes.
     n_select, n_selected, n_hit, n_page_in : int

@@ -4,12 +4,15 @@
 
 #include <gtest/gtest.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <set>
 #include <vector>
+
+#include <sys/resource.h>
 
 using infllm::block_store;
 
@@ -262,7 +265,7 @@ TEST(BlockStore, MappedBlocksTakeNoMemoryAndKeepTheirFile) {
     EXPECT_EQ(store.data(id), file->data() + 8);
     EXPECT_EQ(store.get_home(id).offset, 8u);
     EXPECT_EQ(store.n_blocks(), 1u);
-    EXPECT_EQ(store.n_mapped(), 1u);
+    EXPECT_EQ(store.n_in_files(), 1u);
 
     const auto other = store.alloc();
     ASSERT_NE(other, block_store::NONE);
@@ -277,6 +280,63 @@ TEST(BlockStore, MappedBlocksTakeNoMemoryAndKeepTheirFile) {
     EXPECT_EQ(file.use_count(), 2);
     store.unref(id);
     EXPECT_EQ(file.use_count(), 1);
-    EXPECT_EQ(store.n_mapped(), 0u);
+    EXPECT_EQ(store.n_in_files(), 0u);
     EXPECT_EQ(store.get_home(id).file, nullptr);
+}
+
+TEST(BlockStore, GoesOnInFiles) {
+    block_store store(1000, 2500); // room for two
+    store.set_files(std::make_unique<infllm::file_slabs>(testing::TempDir(), 1000));
+    std::vector<int32_t> ids;
+    for (int i = 0; i < 2; ++i) {
+        ids.push_back(store.alloc());
+    }
+    ASSERT_FALSE(store.reserve(200));
+    ASSERT_TRUE(store.reserve(200, false));
+    for (int i = 0; i < 200; ++i) {
+        ids.push_back(store.alloc());
+        ASSERT_NE(ids.back(), block_store::NONE);
+    }
+    EXPECT_EQ(store.n_in_files(), 200u);
+    for (size_t i = 0; i < ids.size(); ++i) {
+        std::memset(store.data(ids[i]), int(i), 1000);
+    }
+    for (size_t i = 0; i < ids.size(); ++i) {
+        for (const size_t p : { 0, 999 }) {
+            ASSERT_EQ(store.data(ids[i])[p], uint8_t(i));
+        }
+    }
+
+    // what is given back is taken again, each where it belongs
+    store.unref(ids[0]);
+    store.unref(ids[50]);
+    EXPECT_EQ(store.n_in_files(), 199u);
+    const auto room = store.get_files()->room();
+    EXPECT_NE(store.alloc(), block_store::NONE);
+    EXPECT_EQ(store.alloc(), block_store::NONE);
+    ASSERT_TRUE(store.reserve(1, false));
+    EXPECT_EQ(store.get_files()->room(), room - 1000);
+
+    EXPECT_THROW(infllm::file_slabs("/none", 1000), std::runtime_error);
+}
+
+TEST(BlockStore, AFullDiskChangesNothing) {
+    block_store store(100000, 1);
+    store.set_files(std::make_unique<infllm::file_slabs>(testing::TempDir(), 100000));
+
+    std::signal(SIGXFSZ, SIG_IGN);
+    rlimit before;
+    ASSERT_EQ(getrlimit(RLIMIT_FSIZE, &before), 0);
+    rlimit small = before;
+    small.rlim_cur = 100 << 20; // one slab
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &small), 0);
+    const bool first  = store.reserve(1, false);
+    const bool second = store.reserve(1500, false);
+    ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &before), 0);
+
+    EXPECT_TRUE(first);
+    EXPECT_FALSE(second);
+    EXPECT_NE(store.alloc(), block_store::NONE);
+    EXPECT_EQ(store.alloc(), block_store::NONE);
+    EXPECT_TRUE(store.reserve(1500, false)); // there is room again
 }

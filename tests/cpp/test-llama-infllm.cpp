@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <climits>
 #include <cmath>
 #include <cstdio>
@@ -825,6 +826,30 @@ TEST_P(InfllmPosition, FullStoreFailsTheBatchOnly) {
     EXPECT_EQ(n_tokens(ctx.get()), 196u);
 }
 
+// where blocks are makes no difference to what is computed
+TEST_P(InfllmPosition, TheStoreGoesOnInFiles) {
+    auto prm = small_params(GetParam());
+    prm.paging = LLAMA_INFLLM_PAGING_HOST;
+    auto in_memory = make_infllm(prm);
+    prm.store_max_bytes = 1;
+    std::strcpy(prm.store_path, testing::TempDir().c_str());
+    auto in_files = make_infllm(prm);
+    ASSERT_TRUE(in_memory && in_files) << llama_infllm_last_error();
+
+    const auto tokens = random_tokens(400);
+    EXPECT_EQ(feed(in_files.get(), tokens), feed(in_memory.get(), tokens));
+    EXPECT_EQ(feed(in_files.get(), { 7 }), feed(in_memory.get(), { 7 }));
+    const auto stats = get_stats(in_files.get());
+    EXPECT_GT(stats.bytes_store, 0u);
+    EXPECT_EQ(stats.bytes_store_file, stats.bytes_store);
+    EXPECT_EQ(get_stats(in_memory.get()).bytes_store_file, 0u);
+    EXPECT_EQ(llama_infllm_check_slots(in_files.get()), 0u);
+
+    llama_memory_seq_rm(llama_get_memory(in_files .get()), 0, 200, -1);
+    llama_memory_seq_rm(llama_get_memory(in_memory.get()), 0, 200, -1);
+    EXPECT_EQ(feed(in_files.get(), slice(tokens, 0, 250)), feed(in_memory.get(), slice(tokens, 0, 250)));
+}
+
 // what was computed before the failure is kept; what comes after it is as if there had been none
 TEST_P(InfllmPosition, AbortedDecodeIsResumed) {
     auto ctx   = make_infllm(small_params(GetParam()));
@@ -939,6 +964,9 @@ std::ostream & operator<<(std::ostream & os, const bad_case & c) { return os << 
 class InfllmBadParams : public Infllm, public testing::WithParamInterface<bad_case> {};
 
 INSTANTIATE_TEST_SUITE_P(Params, InfllmBadParams, testing::Values(
+    bad_case { "NoFolder",         [](auto & p, auto &) { std::strcpy(p.store_path, "/none"); }, { "store_path = \"/none\"" } },
+    bad_case { "FilesOfDevices",   [](auto & p, auto &) { p.store_path[0] = '.'; p.paging = LLAMA_INFLLM_PAGING_DEVICE; },
+        { "paging = device", "store_path" } },
     bad_case { "TopkAboveSlots",   [](auto & p, auto &) { p.topk = 9; },           { "topk = 9", "max_cached_blocks = 8" } },
     bad_case { "NoBlockSize",      [](auto & p, auto &) { p.block_size = 0; },     { "block_size = 0", "1 to 4096" } },
     bad_case { "HugeBlockSize",    [](auto & p, auto &) { p.block_size = 5000; },  { "block_size = 5000", "1 to 4096" } },
@@ -1039,7 +1067,7 @@ TEST(InfllmParse, GoodTexts) {
 
     EXPECT_TRUE(llama_infllm_params_parse(
             "n_init=1,n_local=2,block_size=3,topk=4,max_cached_blocks=5,repr_topk=6,n_score=7,n_repr=8,position=infllm,"
-            "attend=topk,scores=published,search=queries,paging=host,store_max_bytes=8589934592", &prm, &enabled));
+            "attend=topk,scores=published,search=queries,paging=host,store_max_bytes=8589934592,store_path=/tmp", &prm, &enabled));
     EXPECT_TRUE(enabled);
     EXPECT_EQ(prm.n_init,            1u);
     EXPECT_EQ(prm.n_local,           2u);
@@ -1055,12 +1083,13 @@ TEST(InfllmParse, GoodTexts) {
     EXPECT_EQ(prm.search,            LLAMA_INFLLM_SEARCH_QUERIES);
     EXPECT_EQ(prm.paging,            LLAMA_INFLLM_PAGING_HOST);
     EXPECT_EQ(prm.store_max_bytes,   8589934592u);
+    EXPECT_STREQ(prm.store_path,     "/tmp");
 }
 
 TEST(InfllmParse, BadTexts) {
     for (const char * text : {
             "2", "yes", "topk", "topk=", "topk=-1", "topk=4x", "topk=4294967296", "topk= 4", "window=4", "position=far",
-            "position=", "attend=all", "search=tokens", "scores=", "store_max_bytes=99999999999999999999", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
+            "position=", "attend=all", "search=tokens", "scores=", "store_max_bytes=99999999999999999999", "store_path=", "n_init=4,,topk=4", "n_init=4;topk=4" }) {
         auto prm     = llama_infllm_default_params();
         bool enabled = false;
         EXPECT_FALSE(llama_infllm_params_parse(text, &prm, &enabled)) << text;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
@@ -18,11 +19,13 @@ def test_the_defaults_are_the_librarys() -> None:
         if field.name in CHOICES:
             assert CHOICES[field.name].index(value) == getattr(params, field.name) == 0
         else:
-            assert (value or 0) == getattr(params, field.name), field.name
+            assert (value or 0) == (getattr(params, field.name) or 0), field.name
 
 
 def test_a_config_survives_the_way_through_the_c_api() -> None:
-    config = InfLLMConfig(1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9, "topk", "published", 3)
+    config = InfLLMConfig(
+        1, 2, 3, 4, 5, 6, 7, "infllm", 8, "device", 9, "topk", "published", 3, "keys", "/tmp"
+    )
     assert InfLLMConfig._from_params(config._to_params()) == config
 
 
@@ -44,6 +47,15 @@ def test_a_config_survives_the_way_through_the_c_api() -> None:
 def test_a_value_out_of_range_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} = .*{value}.*use "):
         InfLLMConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_store_path() -> None:
+    assert InfLLMConfig(store_path=Path("~/blocks")).store_path == str(Path.home() / "blocks")
+    for path in ("", "a" * 512):
+        with pytest.raises(ValueError, match="store_path = "):
+            InfLLMConfig(store_path=path)
+    with pytest.raises(TypeError):
+        InfLLMConfig(store_path=1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [1.5, "16", True])

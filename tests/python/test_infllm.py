@@ -177,6 +177,23 @@ def test_a_full_store_is_a_memory_error(model_path: Path, passkey: tuple[list[in
         )
 
 
+def test_blocks_go_on_in_a_file(first_layers_path: Path, tmp_path: Path) -> None:
+    answers = []
+    for changes in ({}, {"store_max_bytes": 1 << 16, "store_path": tmp_path}):
+        config = InfLLMConfig(**{**vars(SMALL), **changes})
+        with Llama(first_layers_path, n_ctx=2048, n_batch=128, infllm=config) as llm:
+            llm.eval((llm.tokenize("The grass is green. The sky is blue. ") * 200)[:1500])
+            answers.append(llm.logits)
+            stats = llm.stats()
+            assert stats is not None
+            assert (stats.bytes_store_file > 0) == bool(changes)
+            assert list(tmp_path.iterdir()) == []  # the file has no name
+    assert np.array_equal(*answers)
+    config = InfLLMConfig(store_path=tmp_path / "none")
+    with pytest.raises(RuntimeError, match=r"store_path = .*none"):
+        Llama(first_layers_path, n_ctx=2048, infllm=config)
+
+
 def test_the_environment_variable_does_not_matter_here(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,18 +136,27 @@ def test_what_does_not_fit_is_refused(model_path: Path, first_layers_path: Path,
         assert greedy(llm, 4)[0] == expected
 
 
-def test_a_file_in_use_is_not_written(first_layers_path: Path, tmp_path: Path) -> None:
+def test_a_file_in_use_is_replaced(first_layers_path: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.session"
     with make(first_layers_path) as llm, make(first_layers_path) as other:
-        llm.prefill((llm.tokenize(TEXT) * 60)[:1000])
+        tokens = llm.tokenize(TEXT) * 60
+        llm.prefill(tokens[:1000])
         llm.save_session(path)
         other.load_session(path)
-        before = hashlib.sha256(path.read_bytes()).digest()
-        with pytest.raises(OSError, match="in use"):
-            llm.save_session(path)
-        assert hashlib.sha256(path.read_bytes()).digest() == before
-        other.reset()
+        llm.prefill(tokens[:1200])
+        expected = greedy(llm, 8)[0]
+        llm.truncate(1200)
+        inode = path.stat().st_ino
         llm.save_session(path)
+        assert path.stat().st_ino != inode  # what the other one has is as it was
+        other.prefill(tokens[:1200])
+        assert greedy(other, 8)[0] == expected
+        other.load_session(path)
+        assert greedy(other, 8)[0] == expected
+        other.reset()
+        inode = path.stat().st_ino
+        llm.save_session(path)
+        assert path.stat().st_ino == inode
 
 
 def test_a_context_that_follows_its_text(first_layers_path: Path, tmp_path: Path) -> None:
@@ -222,6 +231,17 @@ def test_read_ask_and_chat(infllm: Run, first_layers_path: Path, tmp_path: Path)
     chat = infllm("chat", "--session", str(session), *model, stdin="And blue?\n")
     assert "1 questions so far" in chat.stderr
     assert "2 questions" in infllm("info", str(session)).stdout
+
+    for command in (
+        ("chat", "--session", str(tmp_path / "none" / "a"), *model),
+        ("chat", "--session", str(tmp_path / "a"), "--no-infllm", *model),
+        ("read", str(text), "-o", str(tmp_path / "none" / "a"), *reading),
+        ("read", str(text), "-o", str(tmp_path / "a"), "--no-infllm", *reading),
+    ):
+        early = infllm(*command, stdin="Hi\n")
+        assert early.returncode == 1
+        assert "is no folder" in early.stderr or "need the InfLLM memory" in early.stderr
+        assert not early.stdout
 
     other = tmp_path / "other.session"
     said = infllm("chat", *model, stdin=f"/save\n/load {session}\n/save {other}\n/load {text}\n/load\n")

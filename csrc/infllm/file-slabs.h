@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace infllm {
+
+// Memory in a temporary file, for blocks of one size: the system writes them in the background, and keeps those in RAM that were used
+// last. Room on the disk is taken before it is used, so that a full disk is found when memory is taken. The file has no name, and is
+// gone with the process. Throws std::runtime_error where it cannot be made.
+class file_slabs {
+public:
+    file_slabs(const std::string & folder, size_t block_bytes);
+    ~file_slabs();
+
+    file_slabs(const file_slabs &)             = delete;
+    file_slabs & operator=(const file_slabs &) = delete;
+
+    uint8_t * alloc(); // nullptr if the disk is full
+    void      free(uint8_t * block);
+
+    uint64_t room() const; // bytes that can still be taken
+
+private:
+    struct slab {
+        uint8_t * data;
+        size_t    size;
+    };
+
+    const size_t n_bytes;
+    const size_t n_slab; // bytes of a slab, whole pages
+
+    int fd = -1;
+
+    std::vector<slab>      slabs;
+    std::vector<uint8_t *> blocks; // that are free
+};
+
+} // namespace infllm
