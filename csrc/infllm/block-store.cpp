@@ -17,8 +17,8 @@ block_store::block_store(size_t block_bytes, uint64_t bytes_max, allocator memor
 
 block_store::~block_store() {
     for (auto & b : blocks) {
-        if (b.data && !b.in_file()) {
-            mem.free(b.data);
+        if (b.data && !b.owner) {
+            give_back({ b.data, b.slab });
         }
     }
     for (const auto & r : reserved) {
@@ -35,7 +35,7 @@ void block_store::give_back(const room & r) {
 }
 
 bool block_store::reserve(size_t n, bool in_memory) {
-    if (in_memory && limit > 0 && (n_used - n_file + n)*n_bytes > limit) {
+    if (in_memory && limit > 0 && (n_used - n_other + n)*n_bytes > limit) {
         return false;
     }
 
@@ -88,29 +88,48 @@ int32_t block_store::alloc() {
     blocks[id].n_ref = 1;
     reserved.pop_back();
     n_used++;
-    n_file += blocks[id].slab;
+    n_other += blocks[id].slab;
 
     return id;
 }
 
-int32_t block_store::map(const uint8_t * data, home where) {
+int32_t block_store::map(const uint8_t * data, std::shared_ptr<const void> owner, home where) {
     assert(can_map());
     ids.reserve(n_used + 1);
     const int32_t id = new_id();
 
-    blocks[id].data   = const_cast<uint8_t *>(data); // stored blocks never change
-    blocks[id].n_ref  = 1;
-    blocks[id].mapped = where.file;
-    blocks[id].where  = std::move(where);
+    auto & b = blocks[id];
+    b.data   = const_cast<uint8_t *>(data); // stored blocks never change
+    b.n_ref  = 1;
+    b.mapped = true;
+    b.owner  = std::move(owner);
+    b.where  = std::move(where);
     n_used++;
-    n_file++;
+    n_other++;
 
     return id;
 }
 
+std::shared_ptr<const void> block_store::share(int32_t id) {
+    assert(can_map());
+    auto & b = blocks[id];
+    if (!b.owner) {
+        // not of this store, which may end before the other one
+        b.owner = std::shared_ptr<const void>(b.data, [f = b.slab ? files : nullptr](const void * data) {
+            auto * bytes = static_cast<uint8_t *>(const_cast<void *>(data));
+            if (f) {
+                f->free(bytes);
+            } else {
+                std::free(bytes);
+            }
+        });
+    }
+    return b.owner;
+}
+
 void block_store::replace(const std::function<uint8_t *(uint8_t *)> & f) {
     for (auto & b : blocks) {
-        if (b.data && !b.in_file()) {
+        if (b.data && !b.owner) {
             b.data = f(b.data);
         }
     }
@@ -129,8 +148,8 @@ void block_store::ref(int32_t id) {
 void block_store::unref(int32_t id) {
     assert(blocks[id].n_ref > 0);
     if (--blocks[id].n_ref == 0) {
-        n_file -= blocks[id].in_file();
-        if (!blocks[id].mapped) {
+        n_other -= blocks[id].is_elsewhere();
+        if (!blocks[id].owner) {
             give_back({ blocks[id].data, blocks[id].slab });
         }
         blocks[id] = {};

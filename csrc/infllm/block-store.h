@@ -35,7 +35,7 @@ public:
     ~block_store();
 
     // blocks for which there is no memory go to files
-    void set_files(std::unique_ptr<file_slabs> f) { files = std::move(f); }
+    void set_files(std::shared_ptr<file_slabs> f) { files = std::move(f); }
     const file_slabs * get_files() const { return files.get(); }
 
     block_store(const block_store &)             = delete;
@@ -49,10 +49,14 @@ public:
     // a block with one reference, its bytes undefined; NONE over the limit or out of memory
     int32_t alloc();
 
-    // a block with one reference whose bytes are in the map of a file, and take no memory; throws std::bad_alloc
-    // only where memory is the default one: devices cannot read maps
-    int32_t map(const uint8_t * data, home where);
+    // a block with one reference whose bytes are somebody else's, and take no memory of this store; throws std::bad_alloc
+    // only where memory is the default one: devices cannot read others
+    int32_t map(const uint8_t * data, std::shared_ptr<const void> owner, home where);
     bool    can_map() const { return is_default; }
+
+    // the owner of a block's bytes, for another store that maps them: they live as long as one of both needs them
+    // only where can_map()
+    std::shared_ptr<const void> share(int32_t id);
 
     // where on disk the bytes of a block are, too; file is nullptr: nowhere
     const home & get_home(int32_t id) const { return blocks[id].where; }
@@ -69,7 +73,7 @@ public:
 
     size_t   block_bytes() const { return n_bytes; }
     size_t   n_blocks()    const { return n_used; }
-    size_t   n_in_files()  const { return n_file; } // of which take no memory
+    size_t   n_elsewhere() const { return n_other; } // of which in files, or mapped: they take no memory here
     uint64_t bytes_max()   const { return limit; }
 
 private:
@@ -78,10 +82,11 @@ private:
         uint32_t  n_ref = 0;
         home      where;
 
-        bool                        slab = false; // of the files
-        std::shared_ptr<const void> mapped;       // the file whose map data is in
+        bool                        slab = false;   // of the files
+        bool                        mapped = false;
+        std::shared_ptr<const void> owner;          // of the bytes, if they are mapped or shared
 
-        bool in_file() const { return slab || mapped; }
+        bool is_elsewhere() const { return slab || mapped; }
     };
 
     struct room {
@@ -95,9 +100,9 @@ private:
     const bool      is_default;
 
     size_t n_used = 0;
-    size_t n_file = 0;
+    size_t n_other = 0;
 
-    std::unique_ptr<file_slabs> files;
+    std::shared_ptr<file_slabs> files;
 
     std::vector<block>   blocks;   // by id
     std::vector<int32_t> ids;      // free ids

@@ -41,12 +41,14 @@ file_slabs::~file_slabs() {
 }
 
 uint64_t file_slabs::room() const {
+    const std::lock_guard<std::mutex> lock(mutex);
     struct statvfs st;
     const uint64_t disk = ::fstatvfs(fd, &st) == 0 ? uint64_t(st.f_bavail)*st.f_frsize : 0;
     return disk + blocks.size()*uint64_t(n_bytes);
 }
 
 uint8_t * file_slabs::alloc() {
+    const std::lock_guard<std::mutex> lock(mutex);
     if (blocks.empty()) {
         slabs.reserve(slabs.size() + 1);
         blocks.reserve((slabs.size() + 1)*(n_slab/n_bytes)); // so that free() cannot fail
@@ -70,6 +72,7 @@ uint8_t * file_slabs::alloc() {
 }
 
 void file_slabs::free(uint8_t * block) {
+    const std::lock_guard<std::mutex> lock(mutex);
     blocks.push_back(block);
 }
 

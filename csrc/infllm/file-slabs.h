@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -9,7 +10,7 @@ namespace infllm {
 
 // Memory in a temporary file, for blocks of one size: the system writes them in the background, and keeps those in RAM that were used
 // last. Room on the disk is taken before it is used, so that a full disk is found when memory is taken. The file has no name, and is
-// gone with the process. Throws std::runtime_error where it cannot be made.
+// gone with the process. Stores of several contexts can give blocks back at a time. Throws std::runtime_error where it cannot be made.
 class file_slabs {
 public:
     file_slabs(const std::string & folder, size_t block_bytes);
@@ -34,6 +35,7 @@ private:
 
     int fd = -1;
 
+    mutable std::mutex     mutex;
     std::vector<slab>      slabs;
     std::vector<uint8_t *> blocks; // that are free
 };

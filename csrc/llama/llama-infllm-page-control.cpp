@@ -244,7 +244,7 @@ std::unique_ptr<infllm::block_store> llama_infllm_page_control::make_store(size_
             [p = pinned.get()](void * ptr)  { p->free(ptr); },
         });
     if (prm.store_path[0] != 0) {
-        res->set_files(std::make_unique<infllm::file_slabs>(prm.store_path, block_bytes));
+        res->set_files(std::make_shared<infllm::file_slabs>(prm.store_path, block_bytes));
     }
     blocks = res.get();
     return res;

@@ -44,7 +44,7 @@ public:
 
     size_t n_bytes() override { return state.size(); }
 
-    void put(const infllm::block_store & store, int32_t id) override {
+    void put(infllm::block_store & store, int32_t id) override {
         const auto & home = store.get_home(id);
         blocks.push_back(home.file == file ? session_file::entry { home.offset, home.sum } : file->add(store.data(id)));
         ids.push_back(id);
@@ -86,7 +86,7 @@ public:
 
     int32_t map(infllm::block_store & store) override {
         const auto & e = next(store.block_bytes());
-        return store.map(file->block(e), { file, e.offset, e.sum });
+        return store.map(file->block(e), file, { file, e.offset, e.sum });
     }
 
     void get(uint8_t * dst, size_t n_bytes) override {

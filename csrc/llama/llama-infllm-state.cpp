@@ -164,7 +164,7 @@ static void for_each_part(Layer & l, F f) {
     }
 }
 
-void llama_infllm_snapshot::write(llama_io_write_i & to, const infllm::block_store & store) const {
+void llama_infllm_snapshot::write(llama_io_write_i & to, infllm::block_store & store) const {
     summed_writer io(to);
     write_value(io, id);
     write_value(io, n_tokens);

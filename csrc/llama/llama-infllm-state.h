@@ -18,7 +18,7 @@ class llama_infllm_block_sink {
 public:
     virtual ~llama_infllm_block_sink() = default;
 
-    virtual void put(const infllm::block_store & store, int32_t id) = 0;
+    virtual void put(infllm::block_store & store, int32_t id) = 0;
 };
 
 // gives them back in their order
@@ -72,7 +72,7 @@ struct llama_infllm_snapshot {
     std::vector<int32_t> blocks; // in the store, with a reference
 
     // with a checksum
-    void write(llama_io_write_i & io, const infllm::block_store & store) const;
+    void write(llama_io_write_i & io, infllm::block_store & store) const;
 
     // Throws if it is not the state of such a sequence, or there is no memory. No more memory is taken than there are bytes to read.
     //   reserve  makes room for so many more blocks in the store, or throws

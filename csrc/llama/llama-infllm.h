@@ -100,7 +100,7 @@ struct llama_infllm_stats {
     uint64_t n_page_in;         // of which paged in (n_selected = n_hit + n_page_in)
     uint32_t n_layer_pager;     // layers on devices that have a pager, where paging = host does not say otherwise
     uint32_t n_layer_device;    // of which these page now; the host pages all other layers
-    uint64_t bytes_store_file;  // of bytes_store, what is in files, of sessions or in store_path, and takes no memory of its own
+    uint64_t bytes_store_file;  // of bytes_store, in files, of sessions or in store_path, or a fork's: takes no memory of its own
 };
 
 struct llama_infllm_trace_event {
@@ -217,6 +217,12 @@ LLAMA_API bool llama_infllm_session_load(struct llama_infllm_session * session, 
 LLAMA_API bool llama_infllm_session_save(
         struct llama_context * ctx, llama_seq_id seq_id, const char * path,
         const llama_token * tokens, size_t n_tokens, const uint8_t * data, size_t n_data);
+
+// A sequence of a context becomes what one of another context is, of the same model and parameters. Both share the blocks that are
+// stored until now, which live as long as one of them needs them; they can be used on different threads, and each ends on its own.
+// Where devices page, blocks are copied. false: see llama_infllm_last_error()
+LLAMA_API bool llama_infllm_fork(
+        struct llama_context * src, llama_seq_id seq_id_src, struct llama_context * dst, llama_seq_id seq_id_dst);
 
 // il < 0: all layers; false if the context has no InfLLM memory or no such layer
 // may be called from another thread while the context computes; devices that page bring their counters up to date at

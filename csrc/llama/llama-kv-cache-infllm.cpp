@@ -148,7 +148,7 @@ std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & ba
 bool llama_kv_cache_infllm::fits_memory(uint64_t n_new) const {
     const uint64_t size  = store->block_bytes();
     const uint64_t limit = store->bytes_max();
-    const uint64_t used  = store->n_blocks() - store->n_in_files();
+    const uint64_t used  = store->n_blocks() - store->n_elsewhere();
     return n_new == 0 || ((limit == 0 || (used + n_new)*size <= limit) && llama_infllm_ram_has(n_new*size));
 }
 
@@ -163,7 +163,7 @@ std::string llama_kv_cache_infllm::check_store(uint64_t n_new) const {
     }
     const auto     mib  = [](uint64_t n) { return n/1024.0/1024.0; };
     const uint64_t free = llama_infllm_ram_free();
-    const bool     over = limit > 0 && (used - store->n_in_files() + n_new)*size > limit;
+    const bool     over = limit > 0 && (used - store->n_elsewhere() + n_new)*size > limit;
     const char   * path = layers.prm.infllm.store_path;
     return ::format("the block store has %.1f MiB and cannot grow by %.1f MiB (%s%s): %s", mib(used*size), mib(n_new*size),
             over ? ::format("store_max_bytes = %.1f MiB", mib(limit)).c_str() : ::format("%.1f MiB of memory are free", mib(free)).c_str(),
@@ -474,5 +474,5 @@ void llama_kv_cache_infllm::update_gauges() {
         seq_blocks[s] = seqs[s].get_n_offload();
     }
     store_blocks = store->n_blocks();
-    store_mapped = store->n_in_files();
+    store_mapped = store->n_elsewhere();
 }

@@ -268,6 +268,14 @@ uint32_t context::check_slots() {
 }
 
 void context::copy_state_from(const context & src) {
+    if (llama_infllm_active(ptr.get())) {
+        bool ok = false;
+        compute([&] { ok = llama_infllm_fork(src.ptr.get(), 0, ptr.get(), 0); });
+        if (!ok) {
+            throw std::runtime_error(llama_infllm_last_error());
+        }
+        return;
+    }
     size_t n_read = 0;
     compute([&] {
         std::vector<uint8_t> data(llama_state_seq_get_size(src.ptr.get(), 0));

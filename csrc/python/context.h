@@ -106,7 +106,7 @@ public:
 
     uint32_t check_slots(); // slots that do not hold what the store holds
 
-    // take over all tokens, K and V of a context of the same shape without the InfLLM memory
+    // take over all tokens, K and V of a context of the same kind; with the InfLLM memory both share what is stored
     void copy_state_from(const context & src);
 
     // replay selections: block indices [n_step][n_layer][topk], best first, one step for each ubatch from now on, again from

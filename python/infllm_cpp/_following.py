@@ -19,13 +19,19 @@ class FollowingContext:
     """
 
     def __init__(self, sizes: ContextSizes, make: Callable[[int], _core.Context]) -> None:
-        self.sizes = sizes
+        self._sizes = sizes
         self._make = make
         self.size = sizes.size(0)
 
     def first(self) -> _core.Context:
         """The context to begin with."""
         return self._make(self.size)
+
+    def fork(self) -> FollowingContext:
+        """Another one, for a text that is as long now."""
+        res = FollowingContext(self._sizes, self._make)
+        res.size = self.size
+        return res
 
     def resize(self, n_tokens: int, shrink: bool) -> _core.Context | None:
         """Another context, for `n_tokens` tokens; ``None`` where the one there is is right.
@@ -36,7 +42,7 @@ class FollowingContext:
         shrink : bool
             A context is right only if it is the one that would be made for `n_tokens` alone.
         """
-        size = self.sizes.size(n_tokens)
+        size = self._sizes.size(n_tokens)
         if size == self.size or (size < self.size and not shrink):
             return None
         # both exist for a moment: should there be no memory for the new one, the old one goes on

@@ -209,6 +209,13 @@ class Reader:
             self._checkpoints.forget_after(n_past)
             self._has_logits = False
 
+    def _take_over(self, other: Reader) -> None:
+        """Become what `other` is."""
+        if other._tokens:
+            self._ctx.copy_state_from(other._ctx)
+        self._stored = StoredTokens.of(other.tokens, other._stored.texts())
+        self._checkpoints = Checkpoints.of(other._checkpoints.states())
+
     # -- evaluation --------------------------------------------------------------------------------
 
     @overload

@@ -20,7 +20,7 @@ from ._loading import (
     make_context,
     resolve_infllm,
 )
-from ._reading import ProgressCallback, TraceCallback
+from ._reading import ProgressCallback, Reader, TraceCallback
 from ._responses import chat_chunks, completion_chunks, join_chat, join_completion
 from ._sessions import SessionOwner
 from ._sizes import kv_bytes_per_token
@@ -30,11 +30,14 @@ from .config import InfLLMConfig
 from .types import ChatCompletion, ChatCompletionChunk, ChatMessage, Completion, CompletionChunk
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
 __all__ = ["CompletionOptions", "KVType", "Llama", "ProgressCallback", "TraceCallback"]
 
 _INFLLM_DEFAULT = InfLLMConfig()
+
+# what a fork has from the first one, beside the context
+_ATTRIBUTES = ("model_path", "verbose", "chat_template", "parse_special", "_seed", "_kv_types", "_make")
 
 
 class CompletionOptions(TypedDict, total=False):
@@ -220,8 +223,42 @@ class Llama(SessionOwner):
         else:
             n_ctx = n_ctx or model.n_ctx_train()
             super().__init__(model, make(n_ctx), n_ctx, progress)
+        self._make = make
         if session is not None:
             self.load_session(session)
+
+    def fork(self) -> Self:
+        """A second `Llama` that goes on from here, with the same model and parameters.
+
+        Stored blocks are shared, not copied; the resident buffer and the representative keys are its own.
+        Both can be used in threads of their own, and each is closed on its own.
+
+        Returns
+        -------
+        Llama
+
+        Raises
+        ------
+        RuntimeError, MemoryError
+            When there is no memory for a second context.
+        """
+        with self._computing():
+            res = object.__new__(type(self))
+            for name in (
+                "model_path",
+                "verbose",
+                "chat_template",
+                "parse_special",
+                "_seed",
+                "_kv_types",
+                "_make",
+            ):
+                setattr(res, name, getattr(self, name))
+            following = self._following and self._following.fork()
+            ctx = self._make(following.size if following else self._n_ctx)
+            Reader.__init__(res, self._model, ctx, self._n_ctx, self.progress, following)
+            res._take_over(self)
+            return res
 
     # -- the model ---------------------------------------------------------------------------------
 

@@ -261,11 +261,11 @@ TEST(BlockStore, ReservedMemoryStaysWithinTheLimit) {
 TEST(BlockStore, MappedBlocksTakeNoMemoryAndKeepTheirFile) {
     block_store store(8, 8); // room for one
     const auto file = std::make_shared<std::vector<uint8_t>>(24, uint8_t(7));
-    const auto id   = store.map(file->data() + 8, { file, 8, 5 });
+    const auto id   = store.map(file->data() + 8, file, { file, 8, 5 });
     EXPECT_EQ(store.data(id), file->data() + 8);
     EXPECT_EQ(store.get_home(id).offset, 8u);
     EXPECT_EQ(store.n_blocks(), 1u);
-    EXPECT_EQ(store.n_in_files(), 1u);
+    EXPECT_EQ(store.n_elsewhere(), 1u);
 
     const auto other = store.alloc();
     ASSERT_NE(other, block_store::NONE);
@@ -280,13 +280,13 @@ TEST(BlockStore, MappedBlocksTakeNoMemoryAndKeepTheirFile) {
     EXPECT_EQ(file.use_count(), 2);
     store.unref(id);
     EXPECT_EQ(file.use_count(), 1);
-    EXPECT_EQ(store.n_in_files(), 0u);
+    EXPECT_EQ(store.n_elsewhere(), 0u);
     EXPECT_EQ(store.get_home(id).file, nullptr);
 }
 
 TEST(BlockStore, GoesOnInFiles) {
     block_store store(1000, 2500); // room for two
-    store.set_files(std::make_unique<infllm::file_slabs>(testing::TempDir(), 1000));
+    store.set_files(std::make_shared<infllm::file_slabs>(testing::TempDir(), 1000));
     std::vector<int32_t> ids;
     for (int i = 0; i < 2; ++i) {
         ids.push_back(store.alloc());
@@ -297,7 +297,7 @@ TEST(BlockStore, GoesOnInFiles) {
         ids.push_back(store.alloc());
         ASSERT_NE(ids.back(), block_store::NONE);
     }
-    EXPECT_EQ(store.n_in_files(), 200u);
+    EXPECT_EQ(store.n_elsewhere(), 200u);
     for (size_t i = 0; i < ids.size(); ++i) {
         std::memset(store.data(ids[i]), int(i), 1000);
     }
@@ -310,7 +310,7 @@ TEST(BlockStore, GoesOnInFiles) {
     // what is given back is taken again, each where it belongs
     store.unref(ids[0]);
     store.unref(ids[50]);
-    EXPECT_EQ(store.n_in_files(), 199u);
+    EXPECT_EQ(store.n_elsewhere(), 199u);
     const auto room = store.get_files()->room();
     EXPECT_NE(store.alloc(), block_store::NONE);
     EXPECT_EQ(store.alloc(), block_store::NONE);
@@ -322,7 +322,7 @@ TEST(BlockStore, GoesOnInFiles) {
 
 TEST(BlockStore, AFullDiskChangesNothing) {
     block_store store(100000, 1);
-    store.set_files(std::make_unique<infllm::file_slabs>(testing::TempDir(), 100000));
+    store.set_files(std::make_shared<infllm::file_slabs>(testing::TempDir(), 100000));
 
     std::signal(SIGXFSZ, SIG_IGN);
     rlimit before;
@@ -339,4 +339,31 @@ TEST(BlockStore, AFullDiskChangesNothing) {
     EXPECT_NE(store.alloc(), block_store::NONE);
     EXPECT_EQ(store.alloc(), block_store::NONE);
     EXPECT_TRUE(store.reserve(1500, false)); // there is room again
+}
+
+TEST(BlockStore, SharedBlocksLiveAsLongAsSomebodyNeedsThem) {
+    const auto files = std::make_shared<infllm::file_slabs>(testing::TempDir(), 8);
+    auto       first = std::make_unique<block_store>(8, 16);
+    first->set_files(files);
+    const auto a = first->alloc();
+    ASSERT_TRUE(first->reserve(1, false));
+    const auto b = first->alloc();
+    std::memset(first->data(a), 1, 8);
+    std::memset(first->data(b), 2, 8);
+    const auto room = files->room();
+
+    block_store second(8, 8);
+    const auto c = second.map(first->data(a), first->share(a), {});
+    const auto d = second.map(first->data(b), first->share(b), {});
+    EXPECT_EQ(second.n_elsewhere(), 2u);
+    EXPECT_EQ(first->n_elsewhere(), 1u);
+
+    first->unref(b);
+    EXPECT_EQ(files->room(), room);
+    first.reset();
+    EXPECT_EQ(second.data(c)[7], 1);
+    EXPECT_EQ(second.data(d)[7], 2);
+    second.unref(d);
+    EXPECT_EQ(files->room(), room + 8);
+    second.unref(c);
 }

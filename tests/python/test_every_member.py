@@ -17,7 +17,17 @@ FORKED = "this Llama was made before this process was forked"
 NO_COPY = "a Llama cannot be pickled or copied"
 
 COMPUTE = {"__call__", "create_completion", "create_completion(stream=True)", "create_chat_completion"}
-COMPUTE |= {"eval", "load_session", "prefill", "logits", "reset", "save_session", "set_trace", "truncate"}
+COMPUTE |= {
+    "eval",
+    "fork",
+    "load_session",
+    "prefill",
+    "logits",
+    "reset",
+    "save_session",
+    "set_trace",
+    "truncate",
+}
 
 
 def outcomes_in(model_path: Path, situation: str) -> dict[str, str]:
