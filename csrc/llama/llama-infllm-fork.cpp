@@ -4,13 +4,11 @@
 
 #include "llama-infllm-composite.h"
 #include "llama-infllm-impl.h"
+#include "llama-infllm-io.h"
 #include "llama-infllm-state.h"
 #include "llama-kv-cache-infllm.h"
 
-#include "llama-io.h"
 #include "llama-memory.h"
-
-#include "ggml-backend.h"
 
 #include <cstring>
 #include <stdexcept>
@@ -23,57 +21,24 @@ struct shared_block {
     infllm::block_store::home   where;
 };
 
-struct shared_state {
-    std::vector<uint8_t>      bytes;
-    std::vector<shared_block> blocks;
-};
-
-class shared_writer : public llama_io_write_i, public llama_infllm_block_sink {
+class shared_writer : public llama_infllm_writer, public llama_infllm_block_sink {
 public:
-    explicit shared_writer(shared_state & to) : to(to) {}
-
-    void write(const void * src, size_t size) override {
-        const auto * bytes = static_cast<const uint8_t *>(src);
-        to.bytes.insert(to.bytes.end(), bytes, bytes + size);
-    }
-
-    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        const size_t begin = to.bytes.size();
-        to.bytes.resize(begin + size);
-        ggml_backend_tensor_get(tensor, to.bytes.data() + begin, offset, size);
-    }
-
-    size_t n_bytes() override { return to.bytes.size(); }
-
     void put(infllm::block_store & store, int32_t id) override {
         if (store.can_map()) {
-            to.blocks.push_back({ store.data(id), store.share(id), store.get_home(id) });
+            blocks.push_back({ store.data(id), store.share(id), store.get_home(id) });
             return;
         }
         // a device's
         const auto copy = std::make_shared<std::vector<uint8_t>>(store.data(id), store.data(id) + store.block_bytes());
-        to.blocks.push_back({ copy->data(), copy, {} });
+        blocks.push_back({ copy->data(), copy, {} });
     }
 
-private:
-    shared_state & to;
+    std::vector<shared_block> blocks;
 };
 
-class shared_reader : public llama_io_read_i, public llama_infllm_block_source {
+class shared_reader : public llama_infllm_reader, public llama_infllm_block_source {
 public:
-    explicit shared_reader(const shared_state & from) : from(from) {}
-
-    void read(void * dst, size_t size) override {
-        if (size > 0) {
-            std::memcpy(dst, take(size), size);
-        }
-    }
-
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        ggml_backend_tensor_set(tensor, take(size), offset, size);
-    }
-
-    size_t n_bytes() override { return n_read; }
+    explicit shared_reader(const shared_writer & from) : llama_infllm_reader(from.get().data(), from.get().size()), blocks(from.blocks) {}
 
     int32_t map(infllm::block_store & store) override {
         const auto & b = next();
@@ -83,24 +48,10 @@ public:
     void get(uint8_t * dst, size_t n_bytes) override { std::memcpy(dst, next().data, n_bytes); }
 
 private:
-    const shared_state & from;
-    size_t n_read  = 0;
+    const std::vector<shared_block> & blocks;
     size_t n_block = 0;
 
-    const uint8_t * take(size_t size) {
-        if (size > from.bytes.size() - n_read) {
-            throw std::runtime_error("the contexts are not of one kind");
-        }
-        n_read += size;
-        return from.bytes.data() + n_read - size;
-    }
-
-    const shared_block & next() {
-        if (n_block == from.blocks.size()) {
-            throw std::runtime_error("the contexts are not of one kind");
-        }
-        return from.blocks[n_block++];
-    }
+    const shared_block & next() { return blocks.at(n_block++); }
 };
 
 } // namespace
@@ -120,10 +71,9 @@ bool llama_infllm_fork(llama_context * src, llama_seq_id seq_id_src, llama_conte
         llama_synchronize(src);
         llama_synchronize(dst);
 
-        shared_state state;
-        shared_writer writer(state);
+        shared_writer writer;
         llama_get_memory(src)->state_write(writer, seq_id_src, 0);
-        shared_reader reader(state);
+        shared_reader reader(writer);
         llama_get_memory(dst)->state_read(reader, seq_id_dst, 0);
         return true;
     } catch (const std::bad_alloc &) {

@@ -4,6 +4,7 @@
 
 #include "llama-infllm-composite.h"
 #include "llama-infllm-impl.h"
+#include "llama-infllm-io.h"
 #include "llama-infllm-state.h"
 #include "llama-kv-cache-infllm.h"
 
@@ -11,10 +12,7 @@
 #include "../infllm/session-file.h"
 
 #include "llama-impl.h"
-#include "llama-io.h"
 #include "llama-memory.h"
-
-#include "ggml-backend.h"
 
 #include <cstring>
 #include <new>
@@ -27,22 +25,9 @@ struct llama_infllm_session {
 };
 
 // all but the blocks goes to memory, and the blocks to a file that has some of them already
-class session_writer : public llama_io_write_i, public llama_infllm_block_sink {
+class session_writer : public llama_infllm_writer, public llama_infllm_block_sink {
 public:
     explicit session_writer(std::shared_ptr<session_file> file) : file(std::move(file)) {}
-
-    void write(const void * src, size_t size) override {
-        const auto * bytes = static_cast<const uint8_t *>(src);
-        state.insert(state.end(), bytes, bytes + size);
-    }
-
-    void write_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        const size_t begin = state.size();
-        state.resize(begin + size);
-        ggml_backend_tensor_get(tensor, state.data() + begin, offset, size);
-    }
-
-    size_t n_bytes() override { return state.size(); }
 
     void put(infllm::block_store & store, int32_t id) override {
         const auto & home = store.get_home(id);
@@ -51,7 +36,7 @@ public:
     }
 
     void commit(std::vector<int32_t> tokens, const uint8_t * data, size_t n_data) {
-        file->commit({ std::move(tokens), blocks, { state.data(), state.size() }, { data, n_data } });
+        file->commit({ std::move(tokens), blocks, { get().data(), get().size() }, { data, n_data } });
     }
 
     // they are on disk now
@@ -63,26 +48,14 @@ public:
 
 private:
     const std::shared_ptr<session_file> file;
-    std::vector<uint8_t>             state;
     std::vector<session_file::entry> blocks;
     std::vector<int32_t>             ids;
 };
 
-class session_reader : public llama_io_read_i, public llama_infllm_block_source {
+class session_reader : public llama_infllm_reader, public llama_infllm_block_source {
 public:
-    explicit session_reader(std::shared_ptr<session_file> file) : file(std::move(file)) {}
-
-    void read(void * dst, size_t size) override {
-        if (size > 0) {
-            std::memcpy(dst, take(size), size);
-        }
-    }
-
-    void read_tensor(ggml_tensor * tensor, size_t offset, size_t size) override {
-        ggml_backend_tensor_set(tensor, take(size), offset, size);
-    }
-
-    size_t n_bytes() override { return n_read; }
+    explicit session_reader(std::shared_ptr<session_file> from) :
+        llama_infllm_reader(from->get_rest().state.data, from->get_rest().state.size), file(std::move(from)) {}
 
     int32_t map(infllm::block_store & store) override {
         const auto & e = next(store.block_bytes());
@@ -97,23 +70,13 @@ public:
         }
     }
 
-    bool is_read() const { return n_read == file->get_rest().state.size && n_block == file->get_rest().blocks.size(); }
+    bool is_read() const { return at_end() && n_block == file->get_rest().blocks.size(); }
 
 private:
     const std::shared_ptr<session_file> file;
-    size_t n_read  = 0;
     size_t n_block = 0;
 
     [[noreturn]] static void refuse() { throw std::runtime_error("the state cannot be loaded: it is damaged"); }
-
-    const uint8_t * take(size_t size) {
-        const auto & state = file->get_rest().state;
-        if (size > state.size - n_read) {
-            refuse();
-        }
-        n_read += size;
-        return state.data + n_read - size;
-    }
 
     const session_file::entry & next(size_t block_bytes) {
         const auto & blocks = file->get_rest().blocks;
