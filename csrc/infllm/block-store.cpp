@@ -95,7 +95,9 @@ int32_t block_store::alloc() {
 
 int32_t block_store::map(const uint8_t * data, std::shared_ptr<const void> owner, home where) {
     assert(can_map());
-    ids.reserve(n_used + 1);
+    if (ids.capacity() <= n_used) {
+        ids.reserve(2*n_used + 1); // so that unref() cannot fail
+    }
     const int32_t id = new_id();
 
     auto & b = blocks[id];

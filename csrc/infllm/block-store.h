@@ -24,9 +24,9 @@ public:
 
     // a copy of a block on disk: bytes at an offset of a file, which stays open as long as somebody holds it
     struct home {
-        std::shared_ptr<const void> file;
-        uint64_t                    offset = 0;
-        uint64_t                    sum    = 0; // checksum
+        std::shared_ptr<void> file;
+        uint64_t              offset = 0;
+        uint64_t              sum    = 0; // checksum
     };
 
     // bytes_max: limit of the memory of blocks, 0 for none
@@ -61,6 +61,11 @@ public:
     // where on disk the bytes of a block are, too; file is nullptr: nowhere
     const home & get_home(int32_t id) const { return blocks[id].where; }
     void         set_home(int32_t id, home where) { blocks[id].where = std::move(where); }
+
+    // references that a block holds to a file
+    long n_holds(int32_t id, const std::shared_ptr<void> & file) const {
+        return long(blocks[id].where.file == file) + long(blocks[id].owner == file);
+    }
 
     void ref  (int32_t id);
     void unref(int32_t id); // the last reference gives the memory back

@@ -15,6 +15,8 @@
 
 namespace infllm {
 
+int64_t process_id() { return ::getpid(); }
+
 file::file(const std::string & path, mode m) : path(path) {
     if (m == CREATE) {
         fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -120,6 +122,8 @@ void file::move_to(const std::string & to) {
 #else
 
 namespace infllm {
+
+int64_t process_id() { return 0; }
 
 file::file(const std::string & path, mode) : path(path) { fail("cannot be opened"); }
 file::~file() {}

@@ -6,6 +6,8 @@
 
 namespace infllm {
 
+int64_t process_id();
+
 // A file of this machine: read through a map, written in place. What fails throws std::runtime_error, a sentence with its name.
 class file {
 public:

@@ -3,6 +3,7 @@
 #include "checksum.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdio>
 #include <cstring>
@@ -127,7 +128,11 @@ void session_file::verify() const {
 //
 
 std::shared_ptr<session_file> session_file::create(const std::string & path, uint64_t block_bytes) {
-    std::shared_ptr<session_file> res(new session_file(path + ".new", file::CREATE));
+    // no other save has this name, of this process or another one
+    static std::atomic<uint32_t> n_created { 0 };
+    const std::string name = path + ".new-" + std::to_string(process_id()) + "-" + std::to_string(n_created++);
+
+    std::shared_ptr<session_file> res(new session_file(name, file::CREATE));
     res->target = path;
     res->head.block_bytes = block_bytes;
     return res;

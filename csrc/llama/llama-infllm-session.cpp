@@ -174,8 +174,9 @@ bool llama_infllm_session_save(llama_context * ctx, llama_seq_id seq_id, const c
             throw std::runtime_error(::format("n_tokens = %zu, but sequence %d has %zu tokens", n_tokens, seq_id, n_past));
         }
 
-        // go on with the file that has blocks of this sequence, if nobody else reads it, or with a new one in its place
-        auto file = std::const_pointer_cast<session_file>(std::static_pointer_cast<const session_file>(mem.get_file_of(seq_id)));
+        // Go on with the file that has blocks of this sequence, or with a new one in its place. What a file has beside the blocks of
+        // its last state is written over, so nobody else may read it.
+        auto file = std::static_pointer_cast<session_file>(mem.get_own_file(seq_id));
         if (!file || !file->is(path) || !file->begin()) {
             file = session_file::create(path, mem.get_layers().block_bytes());
             file->begin();

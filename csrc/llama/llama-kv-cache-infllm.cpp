@@ -299,13 +299,18 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_kv_cache_infllm::memory_break
     return layers.memory_breakdown();
 }
 
-std::shared_ptr<const void> llama_kv_cache_infllm::get_file_of(llama_seq_id seq_id) const {
-    for (const int32_t block : seqs[seq_id].get_blocks()) {
-        if (const auto & file = store->get_home(block).file) {
-            return file;
-        }
+std::shared_ptr<void> llama_kv_cache_infllm::get_own_file(llama_seq_id seq_id) const {
+    const auto & blocks = seqs[seq_id].get_blocks();
+    const auto   first  = std::find_if(blocks.begin(), blocks.end(), [&](int32_t b) { return store->get_home(b).file != nullptr; });
+    if (first == blocks.end()) {
+        return nullptr;
     }
-    return nullptr;
+    const auto file = store->get_home(*first).file;
+    long n_holds = 1; // this one
+    for (const int32_t b : blocks) {
+        n_holds += store->n_holds(b, file);
+    }
+    return file.use_count() == n_holds ? file : nullptr;
 }
 
 void llama_kv_cache_infllm::state_write(llama_io_write_i & io, llama_seq_id seq_id, llama_state_seq_flags flags) const {

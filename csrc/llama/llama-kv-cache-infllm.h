@@ -108,8 +108,8 @@ public:
 
     uint32_t check_slots();
 
-    // a file that has blocks of a sequence, nullptr if there is none
-    std::shared_ptr<const void> get_file_of(llama_seq_id seq_id) const;
+    // a file that has blocks of a sequence, and which nothing else refers to: no other sequence, no fork; nullptr if there is none
+    std::shared_ptr<void> get_own_file(llama_seq_id seq_id) const;
 
     // f says where stored blocks are on disk
     void set_homes(const std::function<void(infllm::block_store & store)> & f) { f(*store); }

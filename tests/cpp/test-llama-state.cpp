@@ -1,5 +1,6 @@
 // States saved and loaded: what follows is the same, bit for bit; what does not fit or is damaged is refused, and changes nothing.
 
+#include "temp-folder.h"
 #include "tiny-model.h"
 
 #include "llama-infllm.h"
@@ -14,8 +15,6 @@
 #include <random>
 #include <string>
 #include <vector>
-
-#include <unistd.h>
 
 namespace {
 
@@ -302,19 +301,6 @@ namespace {
 using session_ptr = std::unique_ptr<llama_infllm_session, void (*)(llama_infllm_session *)>;
 
 struct LlamaSession : LlamaState {
-    void SetUp() override {
-        std::string name = testing::TempDir() + "/session-XXXXXX";
-        ASSERT_NE(mkdtemp(&name[0]), nullptr);
-        folder = name;
-        path   = folder + "/a";
-    }
-
-    void TearDown() override {
-        std::remove(path.c_str());
-        std::remove((folder + "/b").c_str());
-        rmdir(folder.c_str());
-    }
-
     static bool save_file(llama_context * ctx, const tokens_t & tokens, const std::string & to) {
         return llama_infllm_session_save(ctx, 0, to.c_str(), tokens.data(), tokens.size(), (const uint8_t *) "data", 4);
     }
@@ -335,8 +321,8 @@ struct LlamaSession : LlamaState {
         return res;
     }
 
-    std::string folder;
-    std::string path;
+    const temp_folder folder;
+    const std::string path = folder/"a";
 };
 
 INSTANTIATE_TEST_SUITE_P(Kinds, LlamaSession, testing::Values(
@@ -374,13 +360,13 @@ TEST_P(LlamaSession, GoesOnBitForBit) {
     ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(other.get()), 0, -1, -1));
     const size_t before = size_of(path);
     ASSERT_TRUE(save_file(ctx.get(), all, path)) << llama_infllm_last_error();
-    ASSERT_TRUE(save_file(ctx.get(), all, folder + "/b")) << llama_infllm_last_error();
+    ASSERT_TRUE(save_file(ctx.get(), all, folder/"b")) << llama_infllm_last_error();
     if (c.n_tokens > 100 && c.paging == HOST) {
         const size_t block_bytes = stats(ctx.get()).bytes_store/stats(ctx.get()).n_blocks;
-        EXPECT_LT(size_of(path) - before, size_of(folder + "/b") - 30*block_bytes);
+        EXPECT_LT(size_of(path) - before, size_of(folder/"b") - 30*block_bytes);
     }
     const auto follows = go_on(ctx.get(), 8);
-    for (const auto & from : { path, folder + "/b" }) {
+    for (const auto & from : { path, folder/"b" }) {
         const session_ptr session(llama_infllm_session_open(from.c_str()), llama_infllm_session_free);
         ASSERT_TRUE(session) << llama_infllm_last_error();
         EXPECT_TRUE(llama_infllm_session_verify(session.get()));
@@ -398,7 +384,7 @@ TEST_P(LlamaSession, WhatDoesNotFitIsRefused) {
     const auto all = text(GetParam().n_tokens, 1);
     feed(ctx.get(), all);
     EXPECT_FALSE(save_file(ctx.get(), text(3, 1), path));
-    EXPECT_FALSE(save_file(ctx.get(), all, folder + "/none/a"));
+    EXPECT_FALSE(save_file(ctx.get(), all, folder/"none/a"));
     EXPECT_NE(std::string(llama_infllm_last_error()).find("cannot be opened"), std::string::npos) << llama_infllm_last_error();
     ASSERT_TRUE(save_file(ctx.get(), all, path));
 
@@ -416,6 +402,37 @@ TEST_P(LlamaSession, WhatDoesNotFitIsRefused) {
     EXPECT_FALSE(load_file(second.get(), path));
     EXPECT_NE(std::string(llama_infllm_last_error()).find("weights"), std::string::npos) << llama_infllm_last_error();
 
-    EXPECT_FALSE(load_file(ctx.get(), folder + "/none"));
+    EXPECT_FALSE(load_file(ctx.get(), folder/"none"));
     EXPECT_EQ(go_on(ctx.get(), 2).size(), 3u);
+}
+
+// what a file has is not written over as long as another sequence, or a fork, reads it
+TEST_P(LlamaSession, SavingOneLeavesOthersAsTheyAre) {
+    const auto & c   = GetParam();
+    const auto   all = text(c.n_tokens, 1);
+    const auto   ctx = make(c);
+    feed(ctx.get(), all);
+    ASSERT_TRUE(save_file(ctx.get(), all, path));
+    const auto expected = go_on(ctx.get(), 8);
+
+    ASSERT_TRUE(load_file(ctx.get(), path));
+    const auto fork = make(c);
+    ASSERT_TRUE(llama_infllm_fork(ctx.get(), 0, fork.get(), 0)) << llama_infllm_last_error();
+    for (uint32_t n : { 60, 40, 20 }) { // ever other blocks, saved by the fork to the file that the first one reads
+        ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(fork.get()), 0, llama_pos(n), -1));
+        auto other = text(n, 1);
+        const auto more = text(c.n_tokens, 7 + n);
+        feed(fork.get(), more);
+        other.insert(other.end(), more.begin(), more.end());
+        ASSERT_TRUE(save_file(fork.get(), other, path)) << llama_infllm_last_error();
+    }
+    EXPECT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
+    ASSERT_TRUE(save_file(ctx.get(), all, path));
+    EXPECT_EQ(go_on(ctx.get(), 8), expected);
+
+    const session_ptr session(llama_infllm_session_open(path.c_str()), llama_infllm_session_free);
+    ASSERT_TRUE(session);
+    EXPECT_TRUE(llama_infllm_session_verify(session.get())) << llama_infllm_last_error();
+    ASSERT_TRUE(llama_infllm_session_load(session.get(), fork.get(), 0));
+    EXPECT_EQ(go_on(fork.get(), 8), expected);
 }

@@ -3,6 +3,7 @@
 
 #include "checksum.h"
 #include "session-file.h"
+#include "temp-folder.h"
 
 #include <gtest/gtest.h>
 
@@ -13,8 +14,6 @@
 #include <random>
 #include <string>
 #include <vector>
-
-#include <unistd.h>
 
 using infllm::session_file;
 using bytes_t = std::vector<uint8_t>;
@@ -42,24 +41,12 @@ void write_file(const std::string & path, const bytes_t & bytes) {
 }
 
 struct SessionFile : testing::Test {
-    void SetUp() override {
-        std::string name = testing::TempDir() + "/session-XXXXXX";
-        ASSERT_NE(mkdtemp(&name[0]), nullptr);
-        folder = name;
-        path   = folder + "/a.session";
-    }
+    // one that was saved with 6 tokens, then with 8
+    std::shared_ptr<session_file> save_twice() const;
 
-    void TearDown() override {
-        for (const auto & p : { path, path + ".new", other() }) {
-            std::remove(p.c_str());
-        }
-        rmdir(folder.c_str());
-    }
-
-    std::string other() const { return folder + "/b.session"; }
-
-    std::string folder;
-    std::string path;
+    const temp_folder folder;
+    const std::string path  = folder/"a.session";
+    const std::string other = folder/"b.session";
 };
 
 // n tokens in all, and a block for each two of them, some of which a file has
@@ -79,6 +66,16 @@ session_file::rest make_rest(session_file & file, uint32_t n, const std::vector<
         res.blocks.push_back(file.add(block_of(uint32_t(res.blocks.size())).data()));
     }
     return res;
+}
+
+std::shared_ptr<session_file> SessionFile::save_twice() const {
+    const auto file = session_file::create(path, BLOCK);
+    file->begin();
+    file->commit(make_rest(*file, 6));
+    const auto has = session_file::open(path)->get_rest().blocks;
+    file->begin();
+    file->commit(make_rest(*file, 8, has));
+    return file;
 }
 
 void expect_rest(const std::string & path, uint32_t n) {
@@ -110,7 +107,7 @@ TEST_F(SessionFile, IsReadAsItWasWritten) {
         file->commit(make_rest(*file, n));
         expect_rest(path, n);
     }
-    EXPECT_NE(access((path + ".new").c_str(), F_OK), 0);
+    EXPECT_EQ(folder.n_files(), 1u);
 
     // without blocks their size does not matter
     const auto file = session_file::create(path, uint64_t(1) << 40);
@@ -157,14 +154,7 @@ TEST_F(SessionFile, OnlyWhatIsNewIsWritten) {
 }
 
 TEST_F(SessionFile, ACrashAtAnyByteLeavesTheLastGoodState) {
-    {
-        const auto file = session_file::create(path, BLOCK);
-        file->begin();
-        file->commit(make_rest(*file, 6));
-        const auto has = session_file::open(path)->get_rest().blocks;
-        file->begin();
-        file->commit(make_rest(*file, 8, has));
-    }
+    save_twice();
     const auto before = read_file(path);
     {
         const auto file = session_file::open(path);
@@ -188,14 +178,14 @@ TEST_F(SessionFile, ACrashAtAnyByteLeavesTheLastGoodState) {
             }
         }
         now.resize(std::max<size_t>(before.size(), rng()%now.size()));
-        write_file(other(), now);
-        expect_rest(other(), 8);
+        write_file(other, now);
+        expect_rest(other, 8);
     }
     for (size_t n = 0; n <= 160; ++n) {
         auto now = after;
         std::copy(before.begin() + long(header) + long(n), before.begin() + long(header) + 4096, now.begin() + long(header) + long(n));
-        write_file(other(), now);
-        expect_rest(other(), std::equal(now.begin(), now.end(), after.begin()) ? 12 : 8);
+        write_file(other, now);
+        expect_rest(other, std::equal(now.begin(), now.end(), after.begin()) ? 12 : 8);
     }
 }
 
@@ -219,24 +209,22 @@ TEST_F(SessionFile, WhatFailsChangesNothing) {
     file->begin();
     EXPECT_THROW(session_file::open(path), std::runtime_error);
     file->abandon();
-    session_file::create(other(), BLOCK);
-    EXPECT_NE(access((other() + ".new").c_str(), F_OK), 0);
-    EXPECT_THROW(session_file::create(folder + "/none/a", BLOCK), std::runtime_error);
-    EXPECT_THROW(session_file::open(folder), std::runtime_error);
-    EXPECT_THROW(session_file::open(folder + "/none"), std::runtime_error);
+    {
+        const auto one = session_file::create(other, BLOCK);
+        const auto two = session_file::create(other, BLOCK); // neither is in the other's way
+        EXPECT_TRUE(one->begin() && two->begin());
+        EXPECT_EQ(folder.n_files(), 3u);
+    }
+    EXPECT_EQ(folder.n_files(), 1u);
+    EXPECT_THROW(session_file::create(folder/"none/a", BLOCK), std::runtime_error);
+    EXPECT_THROW(session_file::open(folder/""), std::runtime_error);
+    EXPECT_THROW(session_file::open(folder/"none"), std::runtime_error);
     expect_rest(path, 6);
 }
 
 // flipped, cut, swapped, forged; INFLLM_TEST_FUZZ: how many files
 TEST_F(SessionFile, ADamagedFileIsRefusedOrRight) {
-    {
-        const auto file = session_file::create(path, BLOCK);
-        file->begin();
-        file->commit(make_rest(*file, 6));
-        const auto has = session_file::open(path)->get_rest().blocks;
-        file->begin();
-        file->commit(make_rest(*file, 8, has));
-    }
+    save_twice();
     const auto good = read_file(path);
 
     const char * env = std::getenv("INFLLM_TEST_FUZZ");
@@ -257,9 +245,9 @@ TEST_F(SessionFile, ADamagedFileIsRefusedOrRight) {
                 for (size_t j = 0; j < 8; ++j) { bad[head + j] = j < any(9) ? uint8_t(rng()) : 0; }
                 forge(bad.data() + head/4096*4096);
         }
-        write_file(other(), bad);
+        write_file(other, bad);
         try {
-            const auto file = session_file::open(other());
+            const auto file = session_file::open(other);
             file->verify();
             const auto n_tokens = uint32_t(file->get_rest().tokens.size());
             EXPECT_TRUE(n_tokens == 6 || n_tokens == 8 || i%5 == 4);
