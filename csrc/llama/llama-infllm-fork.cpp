@@ -57,8 +57,7 @@ private:
 } // namespace
 
 bool llama_infllm_fork(llama_context * src, llama_seq_id seq_id_src, llama_context * dst, llama_seq_id seq_id_dst) {
-    llama_infllm_set_error("");
-    try {
+    return llama_infllm_try(false, [&] {
         auto * mem_src = llama_infllm_find(llama_get_memory(src));
         auto * mem_dst = llama_infllm_find(llama_get_memory(dst));
         if (!mem_src || !mem_dst) {
@@ -76,10 +75,5 @@ bool llama_infllm_fork(llama_context * src, llama_seq_id seq_id_src, llama_conte
         shared_reader reader(writer);
         llama_get_memory(dst)->state_read(reader, seq_id_dst, 0);
         return true;
-    } catch (const std::bad_alloc &) {
-        llama_infllm_set_error("there is not enough memory for a second context");
-    } catch (const std::exception & err) {
-        llama_infllm_set_error(err.what());
-    }
-    return false;
+    });
 }

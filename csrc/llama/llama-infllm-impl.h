@@ -10,6 +10,9 @@
 
 #include "ggml.h"
 
+#include <exception>
+#include <new>
+
 #include <string>
 
 struct llama_cparams;
@@ -140,6 +143,20 @@ bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v);
 uint32_t llama_infllm_n_pos_max(const llama_model & model);
 
 void llama_infllm_set_error(const std::string & msg);
+
+// what f returns; where it throws, `failed`, and llama_infllm_last_error() says why
+template <typename T, typename F>
+T llama_infllm_try(T failed, F f) {
+    llama_infllm_set_error("");
+    try {
+        return f();
+    } catch (const std::bad_alloc &) {
+        llama_infllm_set_error("there is not enough memory");
+    } catch (const std::exception & err) {
+        llama_infllm_set_error(err.what());
+    }
+    return failed;
+}
 
 // memory of this machine that can be taken, bytes; UINT64_MAX where the system does not tell
 uint64_t llama_infllm_ram_free();

@@ -334,6 +334,9 @@ std::map<ggml_backend_buffer_type_t, size_t> llama_infllm_layers::memory_breakdo
 }
 
 uint64_t llama_infllm_layers::model_sum() const {
+    if (weights_sum != 0) {
+        return weights_sum;
+    }
     infllm::checksum res;
 
     std::vector<uint8_t> bytes;
@@ -349,5 +352,6 @@ uint64_t llama_infllm_layers::model_sum() const {
             res.add(bytes.data(), bytes.size());
         }
     }
-    return res.get();
+    weights_sum = res.get();
+    return weights_sum;
 }

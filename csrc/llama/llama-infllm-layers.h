@@ -82,7 +82,7 @@ public:
     const llama_infllm_layer & get(int32_t il) const { return list[map_layer_ids.at(il)]; }
 
     uint32_t n_cells_alloc() const { return list[0].k->ne[1]; }
-    uint64_t model_sum()     const; // of the weights: other weights, another sum
+    uint64_t model_sum()     const; // of the weights: other weights, another sum; they are read once
     size_t   block_bytes()   const { return n_bytes; } // of a block of all layers, in the store
 
     // nullptr if the layer has no RoPE
@@ -117,6 +117,8 @@ private:
     using contexts_buffers = std::vector<std::pair<ggml_context_ptr, ggml_backend_buffer_ptr>>;
 
     const llama_model & model;
+
+    mutable uint64_t weights_sum = 0; // 0: not known yet
 
     llama_infllm_page_control & paging;
 

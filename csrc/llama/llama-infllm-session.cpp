@@ -15,7 +15,6 @@
 #include "llama-memory.h"
 
 #include <cstring>
-#include <new>
 #include <stdexcept>
 
 using infllm::session_file;
@@ -87,20 +86,6 @@ private:
     }
 };
 
-// f throws what last_error tells
-template <typename T, typename F>
-static T with_error(T failed, F f) {
-    llama_infllm_set_error("");
-    try {
-        return f();
-    } catch (const std::bad_alloc &) {
-        llama_infllm_set_error("there is not enough memory for the session");
-    } catch (const std::exception & err) {
-        llama_infllm_set_error(err.what());
-    }
-    return failed;
-}
-
 static llama_kv_cache_infllm & memory_of(llama_context * ctx, llama_seq_id seq_id) {
     auto * mem = llama_infllm_find(llama_get_memory(ctx));
     if (!mem) {
@@ -113,7 +98,7 @@ static llama_kv_cache_infllm & memory_of(llama_context * ctx, llama_seq_id seq_i
 }
 
 llama_infllm_session * llama_infllm_session_open(const char * path) {
-    return with_error<llama_infllm_session *>(nullptr, [&] {
+    return llama_infllm_try<llama_infllm_session *>(nullptr, [&] {
         return new llama_infllm_session { session_file::open(path) };
     });
 }
@@ -143,14 +128,14 @@ const uint8_t * llama_infllm_session_data(const llama_infllm_session * session) 
 }
 
 bool llama_infllm_session_verify(const llama_infllm_session * session) {
-    return with_error(false, [&] {
+    return llama_infllm_try(false, [&] {
         session->file->verify();
         return true;
     });
 }
 
 bool llama_infllm_session_load(llama_infllm_session * session, llama_context * ctx, llama_seq_id seq_id) {
-    return with_error(false, [&] {
+    return llama_infllm_try(false, [&] {
         auto & mem = memory_of(ctx, seq_id);
         llama_synchronize(ctx);
 
@@ -166,7 +151,7 @@ bool llama_infllm_session_load(llama_infllm_session * session, llama_context * c
 
 bool llama_infllm_session_save(llama_context * ctx, llama_seq_id seq_id, const char * path,
         const llama_token * tokens, size_t n_tokens, const uint8_t * data, size_t n_data) {
-    return with_error(false, [&] {
+    return llama_infllm_try(false, [&] {
         auto & mem = memory_of(ctx, seq_id);
         llama_synchronize(ctx);
         const auto n_past = size_t(mem.seq_pos_max(seq_id) + 1);

@@ -71,7 +71,8 @@ PYBIND11_MODULE(_core, m) {
             [](const llama_infllm_params & s) { return std::string(s.store_path); },
             [](llama_infllm_params & s, const std::string & path) {
                 if (path.size() >= sizeof(s.store_path)) {
-                    throw std::invalid_argument("store_path has " + std::to_string(path.size()) + " bytes: 511 at most");
+                    throw std::invalid_argument("store_path = \"" + path + "\" has " + std::to_string(path.size()) + " bytes: " +
+                        std::to_string(sizeof(s.store_path) - 1) + " at most");
                 }
                 std::fill(std::begin(s.store_path), std::end(s.store_path), 0);
                 std::copy(path.begin(), path.end(), s.store_path);

@@ -84,7 +84,10 @@ class ChatSession:
                     return
             except KeyboardInterrupt:
                 term.note("\n(interrupted; /quit or Ctrl-D leaves)")
-                self._save_if_new()
+                try:
+                    self._save_if_new()
+                except OSError as err:  # the chat goes on
+                    term.error(err)
             except (OSError, ValueError, RuntimeError, MemoryError) as err:
                 term.error(err)
 
@@ -177,8 +180,8 @@ class ChatSession:
             raise ValueError("/load needs the path of a session file: /load PATH")
         path = Path(os.path.expanduser(name))
         self._chat = load_conversation(self._llm, path)
-        n_turns = sum(message["role"] == "user" for message in self._chat.messages)
-        term.note(f"{path}: {n_turns} questions so far, {self._llm.n_tokens:,} tokens are stored")
+        n_questions = self._chat.n_questions()
+        term.note(f"{path}: {n_questions} questions so far, {self._llm.n_tokens:,} tokens are stored")
 
     def _print_stats(self) -> None:
         llm = self._llm

@@ -26,16 +26,25 @@ class Conversation:
         """An empty one, with a system message if there is one."""
         return cls([{"role": "system", "content": system}] if system is not None else [])
 
+    @staticmethod
+    def is_data(data: Any) -> bool:
+        """Whether `to_data` made it."""
+        return isinstance(data, dict) and data.keys() == {"messages", "files"}
+
     @classmethod
     def from_data(cls, data: Any) -> Conversation:
         """What `to_data` made; ValueError where it is something else."""
-        if not isinstance(data, dict) or data.keys() != {"messages", "files"}:
+        if not cls.is_data(data):
             raise ValueError("the session has no chat: it was saved by a program, not by infllm chat or read")
         return cls(data["messages"], data["files"])
 
     def to_data(self) -> dict[str, Any]:
         """As JSON can hold it."""
         return {"messages": self.messages, "files": self.files}
+
+    def n_questions(self) -> int:
+        """Messages of the user."""
+        return sum(message["role"] == "user" for message in self.messages)
 
     def asked(self, question: str) -> list[ChatMessage]:
         """The messages, and a question about the files."""
@@ -53,5 +62,7 @@ class Conversation:
 
 def load_conversation(llm: Llama, path: Path) -> Conversation:
     """Load a session that has a chat; ValueError where there is none, else as `Llama.load_session`."""
-    Conversation.from_data(open_session(path)[1].data)  # before the context changes
-    return Conversation.from_data(llm.load_session(path))
+    session, notes = open_session(path)
+    chat = Conversation.from_data(notes.data)  # before the context changes
+    llm._become(path, session, notes)
+    return chat

@@ -77,10 +77,9 @@ def print_session(path: Path, verify: bool) -> None:
     )
     _row("types", f"K {notes.types[0]}, V {notes.types[1]}")
     _row("parameters", ", ".join(f"{name} {value}" for name, value in notes.config.items()))
-    if isinstance(notes.data, dict) and notes.data.keys() == {"messages", "files"}:
+    if Conversation.is_data(notes.data):
         chat = Conversation.from_data(notes.data)
-        n_turns = sum(message["role"] == "user" for message in chat.messages)
-        _row("chat", f"{n_turns} questions, and {len(chat.files):,} characters to ask about")
+        _row("chat", f"{chat.n_questions()} questions, and {len(chat.files):,} characters to ask about")
     if verify:
         with term.console.status("reading all blocks"):
             session.verify()

@@ -98,8 +98,15 @@ def check_output(llm: Generator, path: Path) -> None:
     """Raise what saving to `path` would raise, before there is anything to lose."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it, or save elsewhere")
-    if llm._ctx.infllm_params() is None:
+    _config(llm)
+
+
+def _config(llm: Generator) -> InfLLMConfig:
+    """The parameters of the InfLLM memory; ValueError without it."""
+    params = llm._ctx.infllm_params()
+    if params is None:
         raise ValueError("infllm = None: sessions need the InfLLM memory")
+    return InfLLMConfig._from_params(params)
 
 
 class SessionOwner(Generator):
@@ -131,15 +138,12 @@ class SessionOwner(Generator):
             When the file cannot be written; then nothing has changed.
         """
         with self._computing():
-            params = self._ctx.infllm_params()
-            if params is None:
-                raise ValueError("infllm = None: sessions need the InfLLM memory")
             notes = SessionNotes(
                 model_path=os.path.abspath(self.model_path),
                 model_name=self._model.meta().get("general.name", Path(self.model_path).name),
                 model_id=model_id(self.model_path),
                 n_ctx=self._ctx.n_ctx(),
-                config=asdict(InfLLMConfig._from_params(params)),
+                config=asdict(_config(self)),
                 types=list(self._kv_types),
                 texts=self._stored.texts(),
                 data=data,
@@ -173,10 +177,15 @@ class SessionOwner(Generator):
             When it is not a session, is damaged, or was saved with another model or with other parameters
             that matter: the sentence says which. Then nothing has changed.
         """
-        name = os.fspath(path)
         session, notes = open_session(path)
         if verify:
             session.verify()
+        self._become(path, session, notes)
+        return notes.data
+
+    def _become(self, path: str | os.PathLike[str], session: _core.Session, notes: SessionNotes) -> None:
+        """Load a session that is open."""
+        name = os.fspath(path)
         with self._changing():
             if notes.model_id != model_id(self.model_path):
                 raise ValueError(
@@ -197,4 +206,3 @@ class SessionOwner(Generator):
             self._has_logits = False
             self._stored = StoredTokens.of(session.tokens(), notes.texts)
             self._checkpoints = Checkpoints.of(notes.checkpoints)
-        return notes.data

@@ -30,7 +30,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 """Values of the parameters that are no numbers."""
 _UINT32_MAX = 2**32 - 1
-_PATH_MAX = 511  # bytes
 _UINT64_MAX = 2**64 - 1
 
 _default = _core.InfLLMParams()
@@ -136,8 +135,9 @@ class InfLLMConfig:
     def __post_init__(self) -> None:
         if self.store_path is not None:
             path = os.path.expanduser(os.fspath(self.store_path))  # TypeError where it is no path
-            if not path or len(os.fsencode(path)) > _PATH_MAX:
-                raise ValueError(f"store_path = {path!r} must have 1 to {_PATH_MAX} bytes")
+            if not path:
+                raise ValueError("store_path = '' is empty: give a folder, or None")
+            _core.InfLLMParams().store_path = path  # ValueError where it is too long
             object.__setattr__(self, "store_path", path)
         for field in fields(self):
             value = getattr(self, field.name)
