@@ -36,7 +36,7 @@ static constexpr int64_t PAGER_INFO_SIZE = sizeof(pager_info)/sizeof(int32_t);
 struct pager_tensors; // see llama-infllm-host-pager.h
 
 // What the pager knows of a layer. Memory is the device's, but for the blocks, which host and device share. A stored block
-// holds for each layer K rows, V rows and, if something is summed up, its sums F32 [n_sum].
+// holds for each layer K rows, V rows, as in cells or coded, and, if something is summed up, its sums F32 [n_sum].
 struct pager_layer {
     int32_t il; // index in the model
 
@@ -65,7 +65,8 @@ struct pager_layer {
     uint32_t first; // of the layers that the pager pages
 
     kv_type  type_k;
-    uint64_t row_k;  // bytes
+    kv_type  codec;  // of rows in the store, see row-codec.h; KV_F16: they are as in cells. Cells are half floats otherwise
+    uint64_t row_k;  // bytes, in a cell
     uint64_t row_v;
     uint64_t offset; // of the layer in a stored block
 
@@ -97,8 +98,13 @@ struct pager_layer {
     INFLLM_PORTABLE uint64_t size_v()      const { return cells.block_size*row_v; }
     INFLLM_PORTABLE uint64_t size_sum()    const { return n_chunk > 0 ? n_sum*sizeof(float) : 0; }
 
+    // bytes of rows, in a stored block
+    INFLLM_PORTABLE bool     is_coded()             const { return codec != KV_F16; }
+    INFLLM_PORTABLE uint64_t stored(uint64_t bytes) const { return is_coded() ? kv_row_bytes(codec, bytes/sizeof(uint16_t)) : bytes; }
+    INFLLM_PORTABLE uint64_t stored_kv()            const { return stored(size_k()) + stored(size_v()); }
+
     // of the layer, in a stored block
-    INFLLM_PORTABLE uint64_t size() const { return size_k() + size_v() + size_sum(); }
+    INFLLM_PORTABLE uint64_t size() const { return stored_kv() + size_sum(); }
 
     // of a cell of the resident buffer
     INFLLM_PORTABLE uint8_t * k_cell(uint32_t seq, uint32_t cell) const { return k + seq*stride_k + cell*row_k; }

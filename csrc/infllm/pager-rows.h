@@ -1,6 +1,7 @@
 #pragma once
 
 #include "pager-layer.h"
+#include "row-codec.h"
 
 namespace infllm {
 
@@ -119,13 +120,35 @@ INFLLM_PORTABLE void rotate_k(const Group & g, const pager_layer & l, uint8_t * 
     }
 }
 
+// the rows of a block, of so many bytes each, into the store
+template <typename Group>
+INFLLM_PORTABLE void store_rows_of(const Group & g, const pager_layer & l, uint64_t row, const uint8_t * rows, uint8_t * dst) {
+    const uint64_t size = l.cells.block_size*row;
+    if (l.is_coded()) {
+        encode_rows(g, l.codec, row/sizeof(uint16_t), rows, size/sizeof(uint16_t), dst);
+    } else {
+        copy_bytes(g, dst, rows, size);
+    }
+}
+
+// rows [row0, row0 + n) back from there
+template <typename Group>
+INFLLM_PORTABLE void load_rows_of(const Group & g, const pager_layer & l, uint64_t row, const uint8_t * stored, uint32_t row0, uint32_t n,
+        uint8_t * rows) {
+    if (l.is_coded()) {
+        decode_rows(g, l.codec, row/sizeof(uint16_t), stored + l.stored(row0*row), n*row/sizeof(uint16_t), rows);
+    } else {
+        copy_bytes(g, rows, stored + row0*row, n*row);
+    }
+}
+
 // Rows of a stored block, into n cells of K and V: rows [row0, row0 + n), at the positions of block dst.
 //   data  the layer's part of the block
 template <typename Group>
 INFLLM_PORTABLE void load_rows(const Group & g, const pager_layer & l, const uint8_t * data, uint32_t block, uint32_t dst,
         uint32_t row0, uint32_t n, uint8_t * k, uint8_t * v) {
-    copy_bytes(g, k, data              + row0*l.row_k, n*l.row_k);
-    copy_bytes(g, v, data + l.size_k() + row0*l.row_v, n*l.row_v);
+    load_rows_of(g, l, l.row_k, data,                        row0, n, k);
+    load_rows_of(g, l, l.row_v, data + l.stored(l.size_k()), row0, n, v);
 
     if (l.n_rot > 0 && block != dst) {
         g.sync();

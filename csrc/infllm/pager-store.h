@@ -40,10 +40,10 @@ template <typename Group>
 INFLLM_PORTABLE void store_rows(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block,
         const uint8_t * k, const uint8_t * v, uint8_t * dst) {
     dst += l.offset;
-    copy_bytes(g, dst,              k, l.size_k());
-    copy_bytes(g, dst + l.size_k(), v, l.size_v());
+    store_rows_of(g, l, l.row_k, k, dst);
+    store_rows_of(g, l, l.row_v, v, dst + l.stored(l.size_k()));
     if (l.n_chunk > 0) {
-        copy_bytes(g, dst + l.size_k() + l.size_v(), (const uint8_t *) pager_state::of(l, seq).sums_of(l, block), l.size_sum());
+        copy_bytes(g, dst + l.stored_kv(), (const uint8_t *) pager_state::of(l, seq).sums_of(l, block), l.size_sum());
     }
 }
 

@@ -79,6 +79,25 @@ static void rotate_k(const host_thread &, const pager_layer & l, uint8_t * rows,
     llama_infllm_from_f32(type, x.data(), rows, n, l.n_embd_k());
 }
 
+// likewise, in place of those of row-codec.h
+static void encode_rows(const host_thread &, kv_type type, uint64_t n_row, const uint8_t * rows, uint64_t n, uint8_t * coded) {
+    std::vector<float> x(n);
+    llama_infllm_to_f32(GGML_TYPE_F16, rows, x.data(), n);
+    for (uint64_t i = 0; i < n; i += codec_group(n_row)) {
+        hadamard(&x[i], codec_group(n_row));
+    }
+    llama_infllm_from_f32(llama_infllm_to_ggml(type), x.data(), coded, 1, n);
+}
+
+static void decode_rows(const host_thread &, kv_type type, uint64_t n_row, const uint8_t * coded, uint64_t n, uint8_t * rows) {
+    std::vector<float> x(n);
+    llama_infllm_to_f32(llama_infllm_to_ggml(type), coded, x.data(), n);
+    for (uint64_t i = 0; i < n; i += codec_group(n_row)) {
+        hadamard(&x[i], codec_group(n_row));
+    }
+    llama_infllm_from_f32(GGML_TYPE_F16, x.data(), rows, 1, n);
+}
+
 void host_rotate_rows(const pager_layer & l, uint8_t * rows, uint32_t n, uint32_t src, uint32_t dst) {
     if (l.n_rot > 0 && src != dst) {
         rotate_k(host_thread(), l, rows, n, src, dst);
@@ -143,15 +162,15 @@ void host_pager_set_hooks(pager * p, const host_pager_hooks * hooks) {
 static void store_remote(pager * p, const pager_layer & l, const store_job & job, uint32_t block, uint8_t * dst, const store_scratch & scratch) {
     const auto &   t    = *l.tensors;
     const uint32_t cell = l.cells.cell(l.cells.block_pos(block));
-    uint8_t *      k    = dst + l.offset;
 
+    p->rows.resize(l.size_k() + l.size_v());
+    uint8_t * k = p->rows.data();
+    uint8_t * v = k + l.size_k();
     ggml_backend_tensor_get(t.k, k, job.seq*t.k->nb[2] + cell*l.row_k, l.size_k());
     if (t.v) {
-        ggml_backend_tensor_get(t.v, k + l.size_k(), job.seq*t.v->nb[2] + cell*l.row_v, l.size_v());
+        ggml_backend_tensor_get(t.v, v, job.seq*t.v->nb[2] + cell*l.row_v, l.size_v());
     }
-    if (l.n_chunk > 0) {
-        memcpy(k + l.size_k() + l.size_v(), pager_state::of(l, job.seq).sums_of(l, block), l.size_sum());
-    }
+    store_rows(host_thread(), l, job.seq, block, k, v, dst);
     if (!t.repr) {
         return;
     }
@@ -174,7 +193,7 @@ static void store(pager * p, const store_job & job) {
         for (uint32_t i = 0; i < job.n_block; ++i) {
             const uint32_t block = job.block0 + i;
             if (l.k) {
-                pager_store(single_thread(), l, job.seq, block, last_query_block(l.cells, block, job.n_tokens), job.block0 > 0,
+                pager_store(host_thread(), l, job.seq, block, last_query_block(l.cells, block, job.n_tokens), job.block0 > 0,
                         job.data[i], scratch);
             } else {
                 store_remote(p, l, job, block, job.data[i], scratch);
@@ -218,9 +237,10 @@ static void gather_remote(pager * p, const pager_layer & l, const pager_info & i
 
     const uint8_t * k = data;
     const uint8_t * v = data + l.size_k();
-    if (l.n_rot > 0 && uint32_t(in.block) != dst) {
+    if (l.is_coded() || (l.n_rot > 0 && uint32_t(in.block) != dst)) {
         host_load_rows(l, data, in.block, dst, p->rows);
         k = p->rows.data();
+        v = k + l.size_k();
     }
     ggml_backend_tensor_set(t.k, k, info.seq*t.k->nb[2] + cell*l.row_k, l.size_k());
     if (t.v) {

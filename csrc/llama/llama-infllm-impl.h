@@ -139,6 +139,10 @@ std::string llama_infllm_why_not(const llama_model & model, const llama_context_
 // outliers: where llama_kv_cache does so.
 bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v);
 
+// type_store as it is used: AUTO where rows are stored as they are. Returns why it cannot be, "" if it can
+std::string llama_infllm_resolve_type_store(
+        const llama_model & model, const llama_context_params & cparams, llama_infllm_type_store & type);
+
 // positions that a sequence can have at all
 uint32_t llama_infllm_n_pos_max(const llama_model & model);
 
@@ -164,6 +168,7 @@ bool     llama_infllm_ram_has(uint64_t size);
 
 // the types of K and V that the memory can have, as the method and ggml call them
 infllm::kv_type llama_infllm_to_kv  (ggml_type type);
+infllm::kv_type llama_infllm_codec  (llama_infllm_type_store type); // of a resolved one: KV_F16 if rows are stored as they are
 ggml_type       llama_infllm_to_ggml(infllm::kv_type type);
 
 void llama_infllm_to_f32  (ggml_type type, const void * src, float * dst, int64_t n);

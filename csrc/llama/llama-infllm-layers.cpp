@@ -238,6 +238,7 @@ infllm::pager_layer llama_infllm_layers::make_shape(
     res.n_block_max   = n_block_max;
     res.n_repr        = prm.infllm.n_repr;
     res.type_k        = llama_infllm_to_kv(l.k->type);
+    res.codec         = llama_infllm_codec(prm.infllm.type_store);
     res.row_k         = l.k->nb[1];
     res.row_v         = l.v ? l.v->nb[1] : 0;
     res.offset        = n_bytes;

@@ -76,6 +76,9 @@ public:
     // whether sequences can outgrow the resident buffer at all; if not, no page op is needed
     bool can_page() const { return n_block_max > 0; }
 
+    // whether what comes back from the store has been rounded
+    bool is_coded() const { return prm.infllm.type_store != LLAMA_INFLLM_TYPE_STORE_AUTO; }
+
     const std::vector<llama_infllm_layer> & all() const { return list; }
 
     bool                       has(int32_t il) const { return map_layer_ids.count(il) > 0; }

@@ -45,7 +45,8 @@ void llama_infllm_sequence::begin_ubatch(const plan & plan) {
         }
     }
 
-    n_tokens = plan.p1;
+    n_tokens  = plan.p1;
+    n_written = std::max(n_written, n_tokens);
 }
 
 // of the blocks of positions that begin here; page ops do this by themselves for queries
@@ -82,6 +83,7 @@ void llama_infllm_sequence::offload(uint32_t n_offload) {
             });
         }
         keep_init_keys();
+        stale = layers.is_coded(); // in slots they are as in the store, whenever they came there
     }
 
     std::vector<uint8_t *> data;
@@ -225,11 +227,13 @@ void llama_infllm_sequence::truncate(uint32_t n_tokens_new, bool is_last) {
         const uint32_t n_block = n_tokens_new > cells.n_init ? cells.block_of(n_tokens_new - 1) + 1 : 0;
         for (const auto & l : layers.all()) {
             for (uint32_t b = n_offload; b < n_old && b < n_block; ++b) {
-                load_block(l, b, cells.cell(cells.block_pos(b)), b);
+                if (!in_ring(b)) {
+                    load_block(l, b, cells.cell(cells.block_pos(b)), b);
+                }
             }
             pagers.of(l).edit(l.idx, id, [&](const infllm::pager_layer & pl, const infllm::pager_state & state) {
                 for (uint32_t b = n_offload; pl.n_chunk > 0 && b < n_old && b < n_block; ++b) {
-                    std::memcpy(state.sums_of(pl, b), stored(l, b) + pl.size_k() + pl.size_v(), pl.size_sum());
+                    std::memcpy(state.sums_of(pl, b), stored(l, b) + pl.stored_kv(), pl.size_sum());
                 }
                 if (n_offload == 0) {
                     state.slots.clear();
@@ -260,9 +264,10 @@ void llama_infllm_sequence::reset() {
     }
     blocks.clear();
     has_slots_before = false;
-    n_tokens = 0;
-    shift    = 0;
-    stale    = false;
+    n_tokens  = 0;
+    n_written = 0;
+    shift     = 0;
+    stale     = false;
     pagers.set_n_stored(id, 0);
     pagers.set_can_end();
 }
@@ -272,12 +277,13 @@ void llama_infllm_sequence::copy(const llama_infllm_sequence & other) {
     for (const int32_t block_id : other.blocks) {
         store.ref(block_id);
     }
-    n_tokens = other.n_tokens;
-    shift    = other.shift;
-    stale    = other.stale;
-    place    = other.place;
-    blocks   = other.blocks;
-    init_k   = other.init_k;
+    n_tokens  = other.n_tokens;
+    n_written = other.n_written;
+    shift     = other.shift;
+    stale     = other.stale;
+    place     = other.place;
+    blocks    = other.blocks;
+    init_k    = other.init_k;
     has_slots_before = false;
 }
 

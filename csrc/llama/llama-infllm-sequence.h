@@ -77,8 +77,9 @@ private:
     llama_infllm_page_control & pagers;
     infllm::block_store & store;
 
-    uint32_t n_tokens = 0;
-    uint32_t shift    = 0;
+    uint32_t n_tokens  = 0;
+    uint32_t n_written = 0; // the most it has had: what cells of the ring hold
+    uint32_t shift     = 0;
     bool     stale    = false; // slots must be loaded before they are read
 
     infllm::pager_place place = infllm::PLACE_UPDATE;
@@ -106,6 +107,9 @@ private:
     void load_block(const llama_infllm_layer & l, uint32_t block, uint32_t cell, uint32_t dst);
 
     uint32_t slot_block(uint32_t slot, uint32_t block) const { return layers.remap ? slot + shift : block; }
+
+    // whether a block that has left the ring still is in its cells there
+    bool in_ring(uint32_t block) const { return block >= cells.n_slot && cells.block_pos(block) + cells.n_ring >= n_written; }
 
     const uint8_t * stored(const llama_infllm_layer & l, uint32_t block) const { return store.data(blocks[block]) + l.shape.offset; }
 };

@@ -13,7 +13,7 @@
 #include <string>
 
 static const char     MAGIC[8] = { 'i', 'n', 'f', 'l', 'l', 'm', 0, 0 };
-static const uint32_t VERSION  = 2;
+static const uint32_t VERSION  = 3;
 
 [[noreturn]] static void refuse(const std::string & why) {
     throw std::runtime_error("the state cannot be loaded: " + why);
@@ -97,6 +97,7 @@ llama_infllm_fingerprint::llama_infllm_fingerprint(const llama_infllm_layers & l
         { "scores",             uint64_t(prm.scores),        [](uint64_t x) { return llama_infllm_choice_name("scores",   int(x)); } },
         { "type_k",             uint64_t(layers.prm.type_k), type_name },
         { "type_v",             uint64_t(layers.prm.type_v), type_name },
+        { "type_store",         uint64_t(prm.type_store),    [](uint64_t x) { return llama_infllm_choice_name("type_store", int(x)); } },
         { "rotated values",     layers.prm.rot_v },
         { "n_init",             cells.n_init },
         { "n_local",            cells.n_local },
@@ -168,6 +169,7 @@ void llama_infllm_snapshot::write(llama_io_write_i & to, infllm::block_store & s
     summed_writer io(to);
     write_value(io, id);
     write_value(io, n_tokens);
+    write_value(io, n_written);
     write_value(io, n_offload);
     write_value(io, shift);
     write_value(io, stale);
@@ -200,7 +202,7 @@ void llama_infllm_snapshot::check(const llama_infllm_layers & layers) const {
         n_offload >= cells.n_slot && n_offload <= n_whole && n_offload <= layers.n_block_max &&
         n_tokens - cells.block_pos(n_offload) <= cells.n_ring;
     const bool     shifted = n_offload == 0 || !layers.remap ? shift == 0 : shift <= n_offload - cells.n_slot;
-    if (!fits || !shifted || stale > 1 || place < infllm::PLACE_UPDATE || place > infllm::PLACE_ALL) {
+    if (!fits || !shifted || n_written < n_tokens || stale > 1 || place < infllm::PLACE_UPDATE || place > infllm::PLACE_ALL) {
         refuse("it is damaged");
     }
 }
@@ -232,6 +234,7 @@ void llama_infllm_snapshot::read(
     summed_reader io(from);
     id        = read_value<llama_seq_id>(io);
     n_tokens  = read_value<uint32_t>(io);
+    n_written = read_value<uint32_t>(io);
     n_offload = read_value<uint32_t>(io);
     shift     = read_value<uint32_t>(io);
     stale     = read_value<uint32_t>(io);
@@ -302,6 +305,7 @@ void llama_infllm_sequence::write(llama_io_write_i & io) const {
     llama_infllm_snapshot res;
     res.id        = id;
     res.n_tokens  = n_tokens;
+    res.n_written = n_written;
     res.n_offload = get_n_offload();
     res.shift     = shift;
     res.stale     = stale;
@@ -340,11 +344,12 @@ void llama_infllm_sequence::load(llama_infllm_snapshot & state) {
     reset();
     pagers.synchronize();
 
-    n_tokens = state.n_tokens;
-    shift    = state.shift;
-    stale    = state.stale != 0;
-    place    = infllm::pager_place(state.place);
-    blocks   = std::move(state.blocks);
+    n_tokens  = state.n_tokens;
+    n_written = state.n_written;
+    shift     = state.shift;
+    stale     = state.stale != 0;
+    place     = infllm::pager_place(state.place);
+    blocks    = std::move(state.blocks);
     for (const auto & l : layers.all()) {
         const auto & part = state.layers[l.idx];
         set_bytes(l.k, id*l.k->nb[2], part.k);

@@ -63,6 +63,7 @@ struct llama_infllm_snapshot {
     };
 
     uint32_t n_tokens;
+    uint32_t n_written;
     uint32_t n_offload;
     uint32_t shift;
     uint32_t stale;

@@ -148,6 +148,38 @@ std::string llama_infllm_why_not(const llama_model & model, const llama_context_
     return why_k.empty() ? why_not_type(model, "type_v", cparams.type_v, false) : why_k;
 }
 
+static ggml_type type_of(llama_infllm_type_store type) {
+    return type == LLAMA_INFLLM_TYPE_STORE_Q8_0 ? GGML_TYPE_Q8_0 : type == LLAMA_INFLLM_TYPE_STORE_Q4_0 ? GGML_TYPE_Q4_0 : GGML_TYPE_F16;
+}
+
+std::string llama_infllm_resolve_type_store(
+        const llama_model & model, const llama_context_params & cparams, llama_infllm_type_store & type) {
+    const ggml_type stored = type_of(type);
+    const ggml_type type_k = cparams.type_k;
+    const ggml_type type_v = model.hparams.is_mla() ? type_k : cparams.type_v;
+    if (type == LLAMA_INFLLM_TYPE_STORE_AUTO || (stored == type_k && stored == type_v)) {
+        type = LLAMA_INFLLM_TYPE_STORE_AUTO;
+        return "";
+    }
+    if (type_k != GGML_TYPE_F16 || type_v != GGML_TYPE_F16) {
+        return ::format("type_store = %s is for type_k = type_v = f16, but these are %s and %s, which are stored as they are: "
+                "leave type_store out", ggml_type_name(stored), ggml_type_name(type_k), ggml_type_name(type_v));
+    }
+    for (uint32_t il = 0; il < model.hparams.n_layer_all; ++il) {
+        for (const uint32_t n : { model.hparams.n_embd_k_gqa(il), model.hparams.n_embd_v_gqa(il) }) {
+            if (model.hparams.has_kv(il) && n%32 != 0) {
+                return ::format("type_store = %s needs a multiple of 32 values for each token, but layer %u has %u: use f16",
+                        ggml_type_name(stored), il, n);
+            }
+        }
+    }
+    return "";
+}
+
+infllm::kv_type llama_infllm_codec(llama_infllm_type_store type) {
+    return llama_infllm_to_kv(type_of(type));
+}
+
 bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v) {
     const char * disable = std::getenv("LLAMA_ATTN_ROT_DISABLE");
     if ((disable && std::atoi(disable) != 0) || !ggml_is_quantized(type_v) || model.hparams.is_mla()) {

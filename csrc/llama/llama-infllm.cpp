@@ -136,6 +136,10 @@ bool llama_infllm_params_resolve(
                 res.max_cached_blocks, res.block_size, res.n_init, res.n_local, uint32_t(n_slot_max), uint32_t(n_ctx_train)));
     }
 
+    const std::string bad_type_store = llama_infllm_resolve_type_store(*model, *cparams, res.type_store);
+    if (!bad_type_store.empty()) {
+        return fail(bad_type_store);
+    }
     if (res.store_path[0] != 0 && res.paging == LLAMA_INFLLM_PAGING_DEVICE) {
         return fail("paging = device needs all blocks in memory, but store_path lets them go to a file: use paging = host");
     }

@@ -55,6 +55,14 @@ enum llama_infllm_search {
     LLAMA_INFLLM_SEARCH_QUERIES = 2, // the queries of the current tokens, as published
 };
 
+// type of K and V in the store, where it is not that of the resident buffer
+enum llama_infllm_type_store {
+    LLAMA_INFLLM_TYPE_STORE_AUTO = 0, // as in the resident buffer: blocks come back bit for bit
+    LLAMA_INFLLM_TYPE_STORE_F16  = 1,
+    LLAMA_INFLLM_TYPE_STORE_Q8_0 = 2, // quantised after a Hadamard rotation: about half, a quarter of the memory of f16
+    LLAMA_INFLLM_TYPE_STORE_Q4_0 = 3,
+};
+
 struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
     uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
@@ -79,6 +87,7 @@ struct llama_infllm_params {
     enum llama_infllm_search search;
     char     store_path[512];   // folder for the blocks that store_max_bytes, or the memory there is, has no room for; they go to a
                                 //   file without a name. "": they are refused
+    enum llama_infllm_type_store type_store; // with type_k = type_v = f16, or the same
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now

@@ -418,7 +418,7 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
             continue;
         }
         const auto     c       = paging->get_stats(l);
-        const uint64_t size_kv = l.shape.size_k() + l.shape.size_v();
+        const uint64_t size_kv = l.shape.stored_kv();
         res.n_layer        += 1;
         res.n_blocks       += store_blocks;
         res.n_slots        += seqs.size()*cells.n_slot;

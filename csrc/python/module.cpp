@@ -81,7 +81,8 @@ PYBIND11_MODULE(_core, m) {
         .def_property("paging",   get_enum<&llama_infllm_params::paging>,   set_enum<&llama_infllm_params::paging>)
         .def_property("attend",   get_enum<&llama_infllm_params::attend>,   set_enum<&llama_infllm_params::attend>)
         .def_property("scores",   get_enum<&llama_infllm_params::scores>,   set_enum<&llama_infllm_params::scores>)
-        .def_property("search",   get_enum<&llama_infllm_params::search>,   set_enum<&llama_infllm_params::search>);
+        .def_property("search",   get_enum<&llama_infllm_params::search>,   set_enum<&llama_infllm_params::search>)
+        .def_property("type_store", get_enum<&llama_infllm_params::type_store>, set_enum<&llama_infllm_params::type_store>);
 
     m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 

@@ -59,6 +59,7 @@ class InfLLMParams:
     scores: int
     n_repr: int
     store_path: str
+    type_store: int
     search: int
     def __init__(self) -> None: ...
 

@@ -121,6 +121,13 @@ class ModelOptions:
     search: Annotated[str, _option(_MEMORY, "auto, keys or queries: what blocks are searched by.")] = (
         _default.search
     )
+    type_store: Annotated[
+        str,
+        _option(
+            _MEMORY,
+            "auto, f16, q8_0 or q4_0: type of K and V in the store. q8_0 takes half of f16, q4_0 a quarter.",
+        ),
+    ] = _default.type_store
 
     def config(self) -> InfLLMConfig | None:
         """The InfLLM memory that the options ask for; None with --no-infllm."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from . import _core
 from ._system import available_memory
+from .config import CHOICES
 
 _N_PAD = 256  # llama.cpp rounds n_ctx up to a multiple
 _N_CTX_MAX = 2**31 - _N_PAD
@@ -30,6 +31,12 @@ def kv_bytes_per_token(model: _core.Model, type_k: str, type_v: str) -> float:
     """Bytes of K and V of one token in all layers that attend to all tokens."""
     _, n_k, n_v = model.kv_layers()
     return (n_k * _BYTES_32[type_k] + n_v * _BYTES_32[type_v]) / 32
+
+
+def store_bytes_per_token(model: _core.Model, params: _core.InfLLMParams, type_k: str, type_v: str) -> float:
+    """The same in the store, which may have a type of its own."""
+    name = CHOICES["type_store"][params.type_store]
+    return kv_bytes_per_token(model, *((type_k, type_v) if name == "auto" else (name, name)))
 
 
 def repr_bytes(model: _core.Model, params: _core.InfLLMParams, n_ctx: int, n_cells: int) -> int:
@@ -59,7 +66,8 @@ def context_bytes(
         n_cells=n_cells,
         resident=n_cells * per_token,
         repr=repr_bytes(model, params, n_ctx, n_cells),
-        store=max(0, n_ctx - params.n_init - params.n_local) * per_token,
+        store=max(0, n_ctx - params.n_init - params.n_local)
+        * store_bytes_per_token(model, params, type_k, type_v),
     )
 
 
@@ -86,7 +94,8 @@ def context_limit(
     int
         A multiple of 256, at least `n_cells`; 2**31 - 256 where the system does not tell its memory.
     """
-    per_token = kv_bytes_per_token(model, type_k, type_v)
+    per_cell = kv_bytes_per_token(model, type_k, type_v)
+    per_token = store_bytes_per_token(model, params, type_k, type_v)
     n_max = float(_N_CTX_MAX)
     on_disk = shutil.disk_usage(params.store_path).free * 7 / 8 if os.path.isdir(params.store_path) else 0
     if params.store_max_bytes:
@@ -96,7 +105,7 @@ def context_limit(
     if available is not None:
         n_far = 64 * n_cells
         repr_per_token = repr_bytes(model, params, n_far, n_cells) / n_far
-        for_tokens = available * 7 / 8 - model.size() - n_cells * per_token
+        for_tokens = available * 7 / 8 - model.size() - n_cells * per_cell
         n_max = min(n_max, (for_tokens + on_disk) / (per_token + repr_per_token))
         if repr_per_token:
             n_max = min(n_max, for_tokens / repr_per_token)  # they are in memory, whatever is on disk

@@ -199,12 +199,16 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="passkey, needle, multi-needle, kv-retrieval, perplexity.", show_default="passkey"
+            help="passkey, needle, multi-needle, kv-retrieval, perplexity, divergence.",
+            show_default="passkey",
         ),
     ] = None,
     methods: Annotated[
         str,
-        typer.Option(help="full (plain llama.cpp), infllm, streaming (init tokens and local window alone)."),
+        typer.Option(
+            help="full (plain llama.cpp), full-q8_0, full-q4_0 (its whole cache in that type), infllm, "
+            "streaming (init tokens and local window alone)."
+        ),
     ] = "full,infllm,streaming",
     lengths: Annotated[
         str, typer.Option(help="Lengths of the contexts, tokens: a text with its question and answer.")
@@ -240,6 +244,7 @@ def evaluate(
         infllm eval needle multi-needle -m model.gguf --lengths 16384 --plot pictures
 
         infllm eval perplexity --lengths 32768 --methods full,infllm,streaming
+        infllm eval divergence --lengths 8192 --methods infllm,full-q4_0 --sweep type_store=auto,q8_0,q4_0
 
         infllm eval needle --methods infllm --lengths 8192 --sweep topk=8,16 --sweep n_local=512,1024
     """

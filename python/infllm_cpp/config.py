@@ -14,6 +14,7 @@ Paging = Literal["auto", "host", "device"]
 Attend = Literal["resident", "topk"]
 Scores = Literal["linear", "published"]
 Search = Literal["auto", "keys", "queries"]
+TypeStore = Literal["auto", "f16", "q8_0", "q4_0"]
 
 # in the order of the enums of the C API
 _POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")
@@ -21,12 +22,14 @@ _PAGINGS: tuple[Paging, ...] = ("auto", "host", "device")
 _ATTENDS: tuple[Attend, ...] = ("resident", "topk")
 _SCORES: tuple[Scores, ...] = ("linear", "published")
 _SEARCHES: tuple[Search, ...] = ("auto", "keys", "queries")
+_TYPES_STORE: tuple[TypeStore, ...] = ("auto", "f16", "q8_0", "q4_0")
 CHOICES: dict[str, tuple[str, ...]] = {
     "position": _POSITIONS,
     "paging": _PAGINGS,
     "attend": _ATTENDS,
     "scores": _SCORES,
     "search": _SEARCHES,
+    "type_store": _TYPES_STORE,
 }
 """Values of the parameters that are no numbers."""
 _UINT32_MAX = 2**32 - 1
@@ -101,6 +104,11 @@ class InfLLMConfig:
         file in it that has no name and ends with the context. The system writes it in the background and
         keeps in memory what was used last. The host pages then. ``None``: such blocks are refused, by
         MemoryError.
+    type_store : {"auto", "f16", "q8_0", "q4_0"}
+        Type of K and V in the store, and in session files. ``"auto"``: that of the resident buffer, so that
+        blocks come back as they were. ``"q8_0"`` and ``"q4_0"``: quantised after a Hadamard rotation, in
+        about a half and a quarter of the memory of f16; `type_k` and `type_v` are f16 then. What comes back
+        into the local window when a text is cut is as it is in the store.
 
     Raises
     ------
@@ -131,6 +139,7 @@ class InfLLMConfig:
     n_repr: int | None = _default.n_repr or None
     search: Search = _SEARCHES[_default.search]
     store_path: str | os.PathLike[str] | None = None
+    type_store: TypeStore = _TYPES_STORE[_default.type_store]
 
     def __post_init__(self) -> None:
         if self.store_path is not None:

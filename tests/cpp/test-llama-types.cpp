@@ -125,9 +125,11 @@ protected:
     }
 
     // works as plain does while it fits, and goes on
-    void check_works(ggml_type type_k, ggml_type type_v, llama_infllm_position position, llama_infllm_paging paging) const {
-        const llama_context_ptr ctx(llama_infllm_init_from_model(
-                    model.get(), context_params(type_k, type_v), small_params(position, paging)));
+    void check_works(ggml_type type_k, ggml_type type_v, llama_infllm_position position, llama_infllm_paging paging,
+            llama_infllm_type_store type_store = LLAMA_INFLLM_TYPE_STORE_AUTO) const {
+        auto prm = small_params(position, paging);
+        prm.type_store = type_store;
+        const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), context_params(type_k, type_v), prm));
         ASSERT_TRUE(ctx) << llama_infllm_last_error();
 
         // upstream rotates keys of a multiple of 64 before they are quantised, see docs/architecture.md
@@ -209,4 +211,91 @@ TEST_P(LlamaTypes, WorkInBothPositionModesWhoeverPages) {
             }
         }
     }
+}
+
+//
+// the store has a type of its own
+//
+
+class LlamaTypeStore : public LlamaTypes {
+protected:
+    llama_context_ptr make(llama_infllm_type_store type, llama_infllm_position position, llama_infllm_paging paging) const {
+        auto prm = small_params(position, paging);
+        prm.type_store = type;
+        llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), context_params(GGML_TYPE_F16, GGML_TYPE_F16), prm));
+        EXPECT_TRUE(ctx) << llama_infllm_last_error();
+        return ctx;
+    }
+
+    // by the oldest blocks, so that all contexts have the same
+    static std::vector<float> read(llama_context * ctx, uint32_t p0, uint32_t p1) {
+        llama_infllm_set_scores(ctx, score_oldest, nullptr);
+        std::vector<float> res;
+        for (uint32_t p = p0; p < p1; p += N_UBATCH) {
+            res = feed(ctx, p, p + N_UBATCH);
+        }
+        return res;
+    }
+
+    static llama_infllm_stats stats(const llama_context * ctx) {
+        llama_infllm_stats res = {};
+        EXPECT_TRUE(llama_infllm_get_stats(ctx, -1, &res));
+        return res;
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(Head, LlamaTypeStore, testing::Values(64, 96, 128, 256, 576), testing::PrintToStringParamName());
+
+TEST_P(LlamaTypeStore, WorksInBothPositionModesWhoeverPages) {
+    for (const auto type : { LLAMA_INFLLM_TYPE_STORE_F16, LLAMA_INFLLM_TYPE_STORE_Q8_0, LLAMA_INFLLM_TYPE_STORE_Q4_0 }) {
+        for (const auto position : { LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM }) {
+            for (const auto paging : { LLAMA_INFLLM_PAGING_HOST, LLAMA_INFLLM_PAGING_DEVICE }) {
+                SCOPED_TRACE(std::to_string(type) + std::to_string(position) + std::to_string(paging));
+                check_works(GGML_TYPE_F16, GGML_TYPE_F16, position, paging, type);
+            }
+        }
+    }
+}
+
+TEST_P(LlamaTypeStore, IsSmallerAndCloseToF16) {
+    for (const auto position : { LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_POSITION_INFLLM }) {
+        const auto ctx    = make(LLAMA_INFLLM_TYPE_STORE_F16, position, LLAMA_INFLLM_PAGING_HOST);
+        const auto logits = read(ctx.get(), 0, 208);
+        const auto size   = double(stats(ctx.get()).bytes_store_kv);
+
+        double last = 0.0;
+        for (const auto type : { LLAMA_INFLLM_TYPE_STORE_Q8_0, LLAMA_INFLLM_TYPE_STORE_Q4_0 }) {
+            const auto coded   = make(type, position, LLAMA_INFLLM_PAGING_HOST);
+            const auto rounded = read(coded.get(), 0, 208);
+            EXPECT_EQ(rounded, read(make(type, position, LLAMA_INFLLM_PAGING_DEVICE).get(), 0, 208));
+            EXPECT_GT(nmse(logits, rounded), last);
+            last = nmse(logits, rounded);
+            EXPECT_LT(last, type == LLAMA_INFLLM_TYPE_STORE_Q8_0 ? 1e-4 : 1e-2);
+            EXPECT_DOUBLE_EQ(stats(coded.get()).bytes_store_kv/size, type == LLAMA_INFLLM_TYPE_STORE_Q8_0 ? 34.0/64 : 18.0/64);
+            EXPECT_EQ(llama_infllm_check_slots(coded.get()), 0u);
+        }
+    }
+}
+
+// what has just left the ring is still there, and need not come out of the store
+TEST_P(LlamaTypeStore, AShortTailIsRemovedWithoutLoss) {
+    const auto ctx = make(LLAMA_INFLLM_TYPE_STORE_Q4_0, LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_PAGING_HOST);
+    read(ctx.get(), 0, 192);
+    const auto logits = read(ctx.get(), 192, 208);
+    ASSERT_TRUE(llama_memory_seq_rm(llama_get_memory(ctx.get()), 0, 192, -1));
+    EXPECT_EQ(read(ctx.get(), 192, 208), logits);
+}
+
+TEST(LlamaTypeStoreRefused, SaysWhy) {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    auto prm = small_params(LLAMA_INFLLM_POSITION_TRUE, LLAMA_INFLLM_PAGING_HOST);
+    prm.type_store = LLAMA_INFLLM_TYPE_STORE_Q4_0;
+    const auto check = [&](uint32_t n_embd_head, ggml_type type_v, const std::string & why) {
+        const auto              model = tiny_model("llama", n_embd_head);
+        const llama_context_ptr ctx(llama_infllm_init_from_model(model.get(), context_params(GGML_TYPE_F16, type_v), prm));
+        EXPECT_FALSE(ctx);
+        EXPECT_NE(std::string(llama_infllm_last_error()).find(why), std::string::npos) << llama_infllm_last_error();
+    };
+    check(64, GGML_TYPE_BF16, "type_store = q4_0 is for type_k = type_v = f16, but these are f16 and bf16");
+    check(80, GGML_TYPE_F16,  "type_store = q4_0 needs a multiple of 32 values for each token, but layer 0 has 80");
 }

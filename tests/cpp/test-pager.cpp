@@ -491,6 +491,60 @@ TEST(Pager, StoreAndGatherBringTheSameBytes) {
     }
 }
 
+TEST(RowCodec, RotatesGroupsAndQuantises) {
+    std::mt19937 rng(1);
+    std::normal_distribution<float> dist;
+    for (const uint64_t n_row : { 32u, 96u, 192u, 640u, 1024u }) {
+        const uint32_t n_group = codec_group(n_row);
+        EXPECT_EQ(n_row%n_group, 0u);
+        EXPECT_TRUE(n_group == CODEC_MAX_GROUP || n_row%(2*n_group) != 0);
+
+        // the matrix of Sylvester: the sign of entry i, j is that of the number of common bits
+        std::vector<float> x(n_group);
+        std::generate(x.begin(), x.end(), [&] { return dist(rng); });
+        auto y = x;
+        hadamard(y.data(), n_group);
+        for (uint32_t i = 0; i < n_group; ++i) {
+            double sum = 0.0;
+            for (uint32_t j = 0; j < n_group; ++j) {
+                sum += __builtin_popcount(i & j)%2 == 0 ? x[j] : -x[j];
+            }
+            ASSERT_NEAR(y[i], sum/std::sqrt(double(n_group)), 1e-5);
+        }
+
+        // one value is a hundred times the others, as in keys: its error would be theirs
+        const uint32_t n = 3*n_row;
+        std::vector<uint16_t> rows(n);
+        std::vector<float>    values(n);
+        for (uint32_t i = 0; i < n; ++i) {
+            rows[i]   = half_from_float(i%n_row == 5 ? 100.0f : dist(rng));
+            values[i] = half_to_float(rows[i]);
+        }
+        for (const kv_type type : { KV_Q8_0, KV_Q4_0 }) {
+            std::vector<std::vector<uint16_t>> results;
+            for (const uint32_t n_thread : { 1u, 3u }) {
+                std::vector<uint8_t>  coded(kv_row_bytes(type, n));
+                std::vector<uint16_t> back(n);
+                run_group(n_thread, [&](const thread_group & g) {
+                    encode_rows(g, type, n_row, reinterpret_cast<const uint8_t *>(rows.data()), n, coded.data());
+                    g.sync();
+                    decode_rows(g, type, n_row, coded.data(), n, reinterpret_cast<uint8_t *>(back.data()));
+                });
+                results.push_back(back);
+            }
+            EXPECT_EQ(results[0], results[1]);
+
+            double err = 0.0;
+            for (uint32_t i = 0; i < n; ++i) {
+                err += std::pow(half_to_float(results[0][i]) - values[i], 2)/n;
+            }
+            // the largest rotated value is little over 100/sqrt(n_group), and is rounded to one of 127 or 8 steps
+            const double step = (100.0/std::sqrt(double(n_group)) + 4.0)/(type == KV_Q8_0 ? 127 : 8);
+            EXPECT_LT(std::sqrt(err), step/std::sqrt(12.0)*1.1);
+        }
+    }
+}
+
 TEST(Pager, GatherRotatesToTheSlot) {
     for (const bool neox : { true, false }) {
         for (const kv_type type : { KV_F16, KV_Q8_0, KV_Q4_0 }) {

@@ -203,6 +203,43 @@ def test_perplexity_is_that_of_the_logits(llm: Llama, haystack: Haystack) -> Non
     assert 1 < math.exp(loss) < 100
 
 
+def test_the_divergence_is_that_of_the_logits(
+    model_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infllm_cpp.evaluation.runner.BUCKET", 100)
+    plan = Plan(
+        model=model_path,
+        tasks=["divergence"],
+        methods=["full", "full-q8_0", "full-q4_0", "infllm"],
+        lengths=[1000],
+        configs=[SMALL],
+        text=prose,
+        options={"n_batch": 128},
+    )
+    full, q8_0, q4_0, ours = run(plan, tmp_path / "eval.jsonl")
+    assert (full["kl_mean"], full["kl_99"], full["same_token"]) == (0, 0, 1)
+    assert 0 < q8_0["kl_mean"] < q4_0["kl_mean"] < 1
+    assert 0 < ours["kl_median"] < ours["kl_mean"] < ours["kl_99"]
+
+    with load_method("full", model_path, 1000, SMALL, n_batch=128) as exact:
+        tokens = Haystack(exact.tokenize, prose.read_text()).begin
+        tokens += [t for s in Haystack(exact.tokenize, prose.read_text()).cut(999) for t in s]
+        with load_method("full-q4_0", model_path, 1000, SMALL, n_batch=128) as other:
+            p, q = (
+                np.concatenate(
+                    [llm.eval(tokens[i : i + 256], all_logits=True) for i in (0, 256, 512, 768)]
+                ).astype(np.float64)[-100:]
+                for llm in (exact, other)
+            )
+    log_p, log_q = (x - np.log(np.exp(x).sum(axis=1, keepdims=True)) for x in (p, q))
+    kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    assert q4_0["kl_mean"] == pytest.approx(kl.mean(), rel=1e-3)
+    assert q4_0["kl_99"] == pytest.approx(np.percentile(kl, 99), rel=1e-3)
+    assert q4_0["same_token"] == (p.argmax(axis=1) == q.argmax(axis=1)).mean()
+    headers = [column.header for column in report.tables([full, q4_0])[0].columns]
+    assert headers[1:] == ["method", "length", "mean", "median", "99 %", "same first token"]
+
+
 def test_texts_of_every_length_end_with_the_same_passage(
     model_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

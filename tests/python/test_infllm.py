@@ -194,6 +194,22 @@ def test_blocks_go_on_in_a_file(first_layers_path: Path, tmp_path: Path) -> None
         Llama(first_layers_path, n_ctx=2048, infllm=config)
 
 
+def test_the_store_can_have_a_smaller_type(model_path: Path, passkey: tuple[list[int], str]) -> None:
+    tokens, key = passkey
+    sizes = {}
+    for name in ("auto", "q8_0", "q4_0"):
+        config = InfLLMConfig(**{**vars(SMALL), "type_store": name})
+        with Llama(model_path, n_ctx=1024, n_batch=128, infllm=config) as llm:
+            assert key in llm(tokens, max_tokens=8, temperature=0)["choices"][0]["text"]
+            stats = llm.stats()
+            assert stats is not None
+            sizes[name] = stats.bytes_store_kv / stats.n_blocks
+    assert sizes["q8_0"] == sizes["auto"] * 34 / 64
+    assert sizes["q4_0"] == sizes["auto"] * 18 / 64
+    with pytest.raises(ValueError, match="type_store = q4_0 is for type_k = type_v = f16"):
+        Llama(model_path, n_ctx=1024, n_batch=128, infllm=config, type_k="q8_0")
+
+
 def test_the_environment_variable_does_not_matter_here(
     model_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,6 +120,10 @@ def test_what_does_not_fit_is_refused(model_path: Path, first_layers_path: Path,
         ({"type_k": "q8_0"}, "type_k: f16 in the state, q8_0 in this context"),
         ({"config": InfLLMConfig(**{**SMALL.__dict__, "block_size": 16})}, "block_size: 32 in the state, 16"),
         ({"config": InfLLMConfig(**{**SMALL.__dict__, "position": "infllm"})}, "position: true in the state"),
+        (
+            {"config": InfLLMConfig(**{**SMALL.__dict__, "type_store": "q8_0"})},
+            "type_store: auto in the state, q8_0 in this context",
+        ),
         ({"n_ctx": 768}, "1000 tokens, more than n_ctx = 768"),
         ({"config": None}, "need the InfLLM memory"),
     ):

@@ -11,7 +11,7 @@ import numpy as np
 from ..config import InfLLMConfig
 from ..llama import Llama
 
-METHODS = ("full", "infllm", "streaming")
+METHODS = ("full", "full-q8_0", "full-q4_0", "infllm", "streaming")
 
 
 def load_method(method: str, path: Path, n_ctx: int, config: InfLLMConfig, **options: Any) -> Llama:
@@ -19,11 +19,12 @@ def load_method(method: str, path: Path, n_ctx: int, config: InfLLMConfig, **opt
 
     Parameters
     ----------
-    method : {"full", "infllm", "streaming"}
-        ``"full"``: plain llama.cpp. ``"infllm"``: the InfLLM memory. ``"streaming"``: init tokens and local
-        window alone (StreamingLLM, arXiv 2309.17453), as many cells as the InfLLM memory with `config` has:
-        its slots go to the local window, but for one that always holds the block after the init tokens, so
-        that there are ``n_init + block_size`` attention sinks.
+    method : {"full", "full-q8_0", "full-q4_0", "infllm", "streaming"}
+        ``"full"``: plain llama.cpp; the next two with its whole cache in that type. ``"infllm"``: the InfLLM
+        memory. ``"streaming"``: init tokens and local window alone (StreamingLLM, arXiv 2309.17453), as many
+        cells as the InfLLM memory with `config` has: its slots go to the local window, but for one that
+        always holds the block after the init tokens, so that there are ``n_init + block_size`` attention
+        sinks.
     path : pathlib.Path
         GGUF file.
     n_ctx : int
@@ -33,8 +34,10 @@ def load_method(method: str, path: Path, n_ctx: int, config: InfLLMConfig, **opt
     **options
         As for `Llama`.
     """
-    if method == "full":
-        return Llama(path, n_ctx=n_ctx, infllm=None, **options)
+    if method.startswith("full"):
+        kv_type = method[5:]
+        types = {"type_k": kv_type, "type_v": kv_type} if kv_type else {}
+        return Llama(path, n_ctx=n_ctx, infllm=None, **{**options, **types})
     if method == "infllm":
         return Llama(path, n_ctx=n_ctx, infllm=config, **options)
     if method != "streaming":

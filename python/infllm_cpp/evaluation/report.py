@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .. import _terminal as term
 from .runner import BUCKET, Result, mean_perplexity
+from .tasks import OF_TEXT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ def _table(columns: Sequence[str]) -> Table:
 def tables(results: Sequence[Result]) -> list[Table]:
     """Accuracy by task, method and length; perplexity by position; what each method takes."""
     out = []
-    retrieval = [r for r in results if r["task"] != "perplexity"]
+    retrieval = [r for r in results if r["task"] not in OF_TEXT]
     if retrieval:
         lengths = sorted({r["length"] for r in retrieval})
         table = _table(["task", "method", *(f"{n:,}" for n in lengths)])
@@ -76,6 +77,15 @@ def tables(results: Sequence[Result]) -> list[Table]:
             table.add_row("", name, *(f"{math.exp(last[n]):.2f}" if n in last else "" for n in lengths))
         out.append(table)
 
+    texts = [r for r in results if r["task"] == "divergence"]
+    if texts:
+        columns = ["length", "mean", "median", "99 %", "same first token"]
+        table = _table([f"KL divergence to full, last {BUCKET:,}", "method", *columns])
+        for r in texts:
+            kl = (f"{r[name]:.4f}" for name in ("kl_mean", "kl_median", "kl_99"))
+            table.add_row("", name_of(r), f"{r['length']:,}", *kl, f"{100 * r['same_token']:.1f} %")
+        out.append(table)
+
     table = _table(["method", "length", "resident", "store", "decode, tok/s", "seconds"])
     for name in _unique([name_of(r) for r in results]):
         for length in sorted({r["length"] for r in results}):
@@ -99,7 +109,7 @@ def tables(results: Sequence[Result]) -> list[Table]:
 
 def configurations(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Accuracy, speed and resident bytes of every configuration of the InfLLM memory."""
-    ours = [r for r in results if r["method"] == "infllm" and r["task"] != "perplexity"]
+    ours = [r for r in results if r["method"] == "infllm" and r["task"] not in OF_TEXT]
     out = []
     for name in _unique([name_of(r) for r in ours]):
         of = [r for r in ours if name_of(r) == name]
@@ -179,7 +189,7 @@ def plot(results: Sequence[Result], directory: Path) -> list[Path]:
         paths.append(directory / f"{name}.png")
         figure.savefig(paths[-1])
 
-    retrieval = [r for r in results if r["task"] != "perplexity"]
+    retrieval = [r for r in results if r["task"] not in OF_TEXT]
     for task in _unique([r["task"] for r in retrieval]):
         for name in _unique([name_of(r) for r in retrieval if r["task"] == task]):
             of = [r for r in retrieval if r["task"] == task and name_of(r) == name]

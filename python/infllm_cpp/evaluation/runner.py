@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..config import InfLLMConfig
 from ..llama import Llama, ProgressCallback
 from ..passkey import is_right
 from .methods import load_method
 from .prose import load_prose
-from .tasks import N_ANSWER, Haystack, Question, fill
+from .tasks import N_ANSWER, OF_TEXT, Haystack, Question, fill
 
 BUCKET = 2048  # tokens of a bucket of perplexity
+STEP = 256  # tokens whose logits are in memory at a time
 
 Result = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -49,12 +51,12 @@ class Plan:
     def contexts(self) -> Iterator[tuple[str, InfLLMConfig, int]]:
         """Method, configuration and length of every context; plain llama.cpp has no configuration."""
         for method, config, length in product(self.methods, self.configs, self.lengths):
-            if method != "full" or config == self.configs[0]:
+            if not method.startswith("full") or config == self.configs[0]:
                 yield method, config, length
 
     def samples_of(self, task: str) -> list[tuple[float, int]]:
         """Depth and seed of every sample, deepest first: the next text begins with what is stored."""
-        if task == "perplexity":
+        if task in OF_TEXT:
             return [(0.0, self.seed)]
         n_depth = 1 if task == "multi-needle" else self.depths
         n_text = 1 if task == "kv-retrieval" else n_depth  # there the depth says only what is asked
@@ -100,8 +102,8 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     list of dict
         ``task, method, config, length, depth, seed``, and ``n_right, n_asked, answers`` for retrieval, or for
         perplexity ``end`` (where the text ends in the prose, tokens), ``buckets`` (``[begin, end, mean
-        negative log likelihood]``) and ``last`` (that of the last `BUCKET` tokens); ``seconds``,
-        ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
+        negative log likelihood]``) and ``last`` (that of the last `BUCKET` tokens), for divergence what
+        `divergence()` returns; ``seconds``, ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
     """
     wanted = [
         ((method, config, length), task, depth, seed)
@@ -112,7 +114,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
 
     def head(context: tuple[str, InfLLMConfig, int], task: str, depth: float, seed: int) -> Result:
         method, config, length = context
-        used = {} if method == "full" else _changed(config)
+        used = {} if method.startswith("full") else _changed(config)
         return {
             "model": plan.model.name,
             "task": task,
@@ -120,7 +122,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
             "config": used,
             "length": length,
             # texts of every length end with the same passage: it has more or less before it
-            **({"end": max(plan.lengths)} if task == "perplexity" else {}),
+            **({"end": max(plan.lengths)} if task in OF_TEXT else {}),
             "depth": depth,
             "seed": seed,
         }
@@ -156,10 +158,14 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
             update(0, 1)
             begin = time.perf_counter()
             result = head(context, task, depth, seed)
-            if task == "perplexity":
+            if task in OF_TEXT:
                 text = [token for s in haystack.cut(result["end"] - 1) for token in s]
                 tokens = haystack.begin + text[-(length - 1) :]
-                result["buckets"], result["last"] = perplexity(llm, tokens, update)
+                if task == "divergence":
+                    with load_method("full", plan.model, length, context[1], **plan.options) as exact:
+                        result.update(divergence(llm, exact, tokens, update))
+                else:
+                    result["buckets"], result["last"] = perplexity(llm, tokens, update)
             else:
                 sample = fill(task, haystack, length, depth, seed)
                 result.update(ask(llm, sample.tokens, sample.questions, update))
@@ -226,21 +232,59 @@ def perplexity(
     """
     llm.reset()
     losses = np.empty(len(tokens) - 1)
-    step = 256
-    for i in range(0, len(tokens) - 1, step):
-        batch = tokens[i : i + step]
-        logits = llm.eval(batch, all_logits=True)
+    for i in range(0, len(tokens) - 1, STEP):
+        batch = tokens[i : i + STEP]
         following = tokens[i + 1 : i + 1 + len(batch)]
-        logits = logits[: len(following)]
-        top = logits.max(axis=1)
-        norm = top + np.log(np.exp(logits - top[:, None]).sum(axis=1))
-        losses[i : i + len(following)] = norm - logits[np.arange(len(following)), following]
+        logits = _log_softmax(llm.eval(batch, all_logits=True)[: len(following)])
+        losses[i : i + len(following)] = -logits[np.arange(len(following)), following]
         progress(i + len(batch), len(tokens))
     buckets = [
         (begin, min(begin + BUCKET, len(tokens)), float(losses[begin : begin + BUCKET].mean()))
         for begin in range(0, len(losses), BUCKET)
     ]
     return buckets, float(losses[-BUCKET:].mean())
+
+
+def divergence(llm: Llama, exact: Llama, tokens: list[int], progress: ProgressCallback) -> Result:
+    """How far the next tokens of `llm` are from those of `exact`, over the last `BUCKET` tokens.
+
+    Returns
+    -------
+    dict
+        ``kl_mean, kl_median, kl_99``: of the Kullback-Leibler divergence KL(exact || llm), in nats per token,
+        mean, median and the 99th percentile; ``same_token``: share of positions with the same most likely
+        token.
+    """
+    llm.reset()
+    exact.reset()
+    first = max(0, len(tokens) - BUCKET)
+    values: list[float] = []
+    same: list[bool] = []
+    for i in range(0, len(tokens), STEP):
+        batch = tokens[i : i + STEP]
+        if i + len(batch) <= first:
+            llm.eval(batch)
+            exact.eval(batch)
+            progress(i + len(batch), len(tokens))
+            continue
+        ours, theirs = llm.eval(batch, all_logits=True), exact.eval(batch, all_logits=True)
+        for row in range(max(0, first - i), len(batch)):  # a row can have 262,144 values
+            p, q = _log_softmax(theirs[row : row + 1])[0], _log_softmax(ours[row : row + 1])[0]
+            values.append(float((np.exp(p) * (p - q)).sum()))
+            same.append(bool(p.argmax() == q.argmax()))
+        progress(i + len(batch), len(tokens))
+    return {
+        "kl_mean": float(np.mean(values)),
+        "kl_median": float(np.median(values)),
+        "kl_99": float(np.percentile(values, 99)),
+        "same_token": float(np.mean(same)),
+    }
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
+    norm: npt.NDArray[np.float64] = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
+    return shifted - np.log(norm).astype(np.float32)
 
 
 def mean_perplexity(buckets: Sequence[tuple[int, int, float]]) -> float:

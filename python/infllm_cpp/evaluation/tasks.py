@@ -155,7 +155,9 @@ RETRIEVAL: dict[str, Callable[[Haystack, int, float, int], Sample]] = {
     "multi-needle": multi_needle,
     "kv-retrieval": kv_retrieval,
 }
-TASKS = (*RETRIEVAL, "perplexity")
+OF_TEXT = ("perplexity", "divergence")
+"""Tasks that ask nothing, but look at the logits of every token."""
+TASKS = (*RETRIEVAL, *OF_TEXT)
 
 
 def fill(task: str, haystack: Haystack, n_ctx: int, depth: float, seed: int) -> Sample:
