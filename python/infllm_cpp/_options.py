@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -14,10 +14,12 @@ import typer
 
 from . import _terminal as term
 from . import models
+from ._sessions import open_session
 from .config import InfLLMConfig
 from .llama import CompletionOptions, Llama
 
 _default = InfLLMConfig()
+_OF_A_MACHINE = ("store_max_bytes", "store_path", "paging", "pinned_max_bytes")  # not of what a session holds
 
 
 def _option(panel: str, help: str, *names: str, default: str | bool = True) -> Any:
@@ -195,9 +197,34 @@ class RunOptions(ModelOptions):
         if self.n_ctx:
             raise ValueError(f"n_ctx = {self.n_ctx} has no use here: contexts are as long as {instead} says")
 
-    def load(self) -> Llama:
+    def load(self, session_dir: Path | None = None) -> Llama:
         """Make the model and its context."""
-        return Llama(self.path(), infllm=self.config(), **self.llama_options())
+        return Llama(self.path(), infllm=self.config(), session_dir=session_dir, **self.llama_options())
+
+    def for_session(self, path: Path) -> RunOptions:
+        """These options, and those of a session file where they are left at their defaults.
+
+        Raises
+        ------
+        OSError, ValueError
+            When it is not a session file, or its model is not there any more and no other is given.
+        """
+        _, notes = open_session(path)
+        if self.model is None and not Path(notes.model_path).exists():
+            raise FileNotFoundError(
+                f"{path} was saved with {notes.model_path}, which is gone: give it by --model"
+            )
+        saved = {
+            "model": notes.model_path,
+            "type_k": notes.types[0],
+            "type_v": notes.types[1],
+            **{name: value for name, value in notes.asked.items() if name not in _OF_A_MACHINE},
+        }
+        default = RunOptions()
+        return replace(
+            self,
+            **{name: value for name, value in saved.items() if getattr(self, name) == getattr(default, name)},
+        )
 
     def _tensor_split(self) -> list[float] | None:
         if self.tensor_split is None:

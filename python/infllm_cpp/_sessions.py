@@ -5,16 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _core
 from ._checkpoints import Checkpoints
 from ._generation import Generator
-from ._stored import StoredTokens
+from ._reading import ProgressCallback
+from ._stored import StoredTokens, n_common
 from .config import InfLLMConfig
 
+if TYPE_CHECKING:
+    from ._library import SessionLibrary
+
+_N_WORTH = 256  # tokens: a session is loaded for a prompt if it saves reading so many
 _N_PIECES, _PIECE = 16, 1 << 16  # of a model's file that are looked at
 
 
@@ -28,6 +34,7 @@ class SessionNotes:
     n_ctx: int
     config: dict[str, Any]
     types: list[str]  # of K and V
+    asked: dict[str, Any]  # parameters that were given: names of `Llama`, and those of InfLLMConfig
     texts: list[list[int]]
     data: Any = None
     checkpoints: dict[int, bytes] = field(default_factory=dict)
@@ -114,6 +121,9 @@ class SessionOwner(Generator):
 
     model_path: str
     _kv_types: tuple[Any, Any]
+    _asked: dict[str, Any]
+    _library: SessionLibrary | None
+    _model_id: str | None = None
 
     def save_session(self, path: str | os.PathLike[str], data: Any = None) -> None:
         """Save the stored tokens, with K and V, to a file.
@@ -141,10 +151,11 @@ class SessionOwner(Generator):
             notes = SessionNotes(
                 model_path=os.path.abspath(self.model_path),
                 model_name=self._model.meta().get("general.name", Path(self.model_path).name),
-                model_id=model_id(self.model_path),
+                model_id=self._get_model_id(),
                 n_ctx=self._ctx.n_ctx(),
                 config=asdict(_config(self)),
                 types=list(self._kv_types),
+                asked=self._asked,
                 texts=self._stored.texts(),
                 data=data,
                 checkpoints=self._checkpoints.states(),
@@ -184,25 +195,50 @@ class SessionOwner(Generator):
         return notes.data
 
     def _become(self, path: str | os.PathLike[str], session: _core.Session, notes: SessionNotes) -> None:
+        with self._changing():
+            self._load(path, session, notes)
+
+    def _load(self, path: str | os.PathLike[str], session: _core.Session, notes: SessionNotes) -> None:
         """Load a session that is open."""
         name = os.fspath(path)
-        with self._changing():
-            if notes.model_id != model_id(self.model_path):
-                raise ValueError(
-                    f"{name} was saved with another model, {notes.model_name}: {notes.model_path}"
-                )
-            following = self._following
-            size = following.size if following else 0
-            n_tokens = max(session.info().n_tokens, min(notes.n_ctx, self._model.n_ctx_train() + 1))
-            ctx = following.resize(min(n_tokens, self._n_ctx), shrink=True) if following else None
+        if notes.model_id != self._get_model_id():
+            raise ValueError(f"{name} was saved with another model, {notes.model_name}: {notes.model_path}")
+        following = self._following
+        size = following.size if following else 0
+        n_tokens = max(session.info().n_tokens, min(notes.n_ctx, self._model.n_ctx_train() + 1))
+        ctx = following.resize(min(n_tokens, self._n_ctx), shrink=True) if following else None
+        try:
+            (ctx or self._ctx).load_session(session)
+        except ValueError as err:
+            if following:
+                following.size = size
+            raise ValueError(f"{name}: {err}") from err
+        if ctx:
+            self._take(ctx)
+        self._has_logits = False
+        self._stored = StoredTokens.of(session.tokens(), notes.texts)
+        self._checkpoints = Checkpoints.of(notes.checkpoints)
+
+    def _get_model_id(self) -> str:
+        if self._model_id is None:
+            self._model_id = model_id(self.model_path)
+        return self._model_id
+
+    def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
+        if self._library is not None:
+            self._take_longest(self._library, tokens)
+        return super()._prefill(tokens, progress)
+
+    def _take_longest(self, library: SessionLibrary, tokens: list[int]) -> None:
+        """Load the session that has more of a prompt than what is stored, if there is one."""
+        n_stored = n_common(self._tokens, tokens)
+        while True:
+            path, n = library.longest(tokens, self._get_model_id())
+            if path is None or n < n_stored + _N_WORTH:
+                return
             try:
-                (ctx or self._ctx).load_session(session)
-            except ValueError as err:
-                if following:
-                    following.size = size
-                raise ValueError(f"{name}: {err}") from err
-            if ctx:
-                self._take(ctx)
-            self._has_logits = False
-            self._stored = StoredTokens.of(session.tokens(), notes.texts)
-            self._checkpoints = Checkpoints.of(notes.checkpoints)
+                self._load(path, *open_session(path))
+                return
+            except (OSError, ValueError) as err:
+                library.leave_out(path)
+                warnings.warn(f"a session that begins as the prompt is not used: {err}", stacklevel=2)

@@ -36,6 +36,10 @@ trace.command()(report)
 app.add_typer(trace, name="trace")
 
 SystemMessage = Annotated[str | None, typer.Option(help="System message.")]
+SessionDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of session files: a prompt that begins as one of them goes on from there."),
+]
 
 
 def _print_version(value: bool) -> None:
@@ -71,8 +75,12 @@ def chat(
     system: SystemMessage = None,
     session: Annotated[
         Path | None,
-        typer.Option(help="Session file: go on from there if it exists, and save the chat to it at the end."),
+        typer.Option(
+            help="Session file: go on from there if it exists, with its model and parameters; "
+            "the chat is saved to it at the end."
+        ),
     ] = None,
+    session_dir: SessionDir = None,
     parse_special: ParseSpecial = False,
 ) -> None:
     """Chat with a model; /file PATH puts a long text into the context.
@@ -87,7 +95,9 @@ def chat(
 
         infllm chat --session monday.session
     """
-    with options.load() as llm:
+    if session is not None and session.exists():
+        options = options.for_session(session)
+    with options.load(session_dir) as llm:
         if sys.stdin.isatty():
             name = llm.metadata.get("general.name", Path(llm.model_path).name)
             memory = "plain llama.cpp" if llm.infllm is None else "InfLLM memory"
@@ -108,8 +118,12 @@ def run(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
     session: Annotated[
         Path | None,
-        typer.Option(help="Session file to begin with, of infllm read or chat; it stays as it is."),
+        typer.Option(
+            help="Session file to begin with, of infllm read or chat, with its model and parameters; "
+            "it stays as it is."
+        ),
     ] = None,
+    session_dir: SessionDir = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
     system: SystemMessage = None,
     parse_special: ParseSpecial = False,
@@ -125,11 +139,15 @@ def run(
         git diff | infllm run -f - -p "Summarize this change." > summary.txt
 
         infllm run --session book.session -p "Who did it?"
+
+        infllm run --session-dir sessions -f book.txt -p "Who did it?"
     """
     text = read_prompt(file, prompt)
     if session is not None and system is not None:
         raise ValueError(f"system = {system!r} is too late: {session} begins with its own, or none")
-    with options.load() as llm:
+    if session is not None:
+        options = options.for_session(session)
+    with options.load(session_dir) as llm:
         llm.parse_special = parse_special
         if session is None:
             tokens = prompt_tokens(llm, text, system, raw)
@@ -152,7 +170,8 @@ def read(
 ) -> None:
     """Read texts once, and keep what was read in a session file: to ask about as often as you like.
 
-    Ctrl-C saves what was read so far; the same command goes on from there.
+    Ctrl-C saves what was read so far, and so does every 8,192nd token: the same command goes on from there,
+    after a crash, too.
 
     Examples:
 
@@ -162,6 +181,8 @@ def read(
 
         infllm chat --session book.session
     """
+    if output.exists():
+        options = options.for_session(output)
     with options.load() as llm:
         llm.parse_special = parse_special
         read_files(llm, files, output, system)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from . import _core
 
@@ -171,6 +171,12 @@ class InfLLMConfig:
                     f"{field.name} = {value} is out of range: "
                     f"use a value from {limit_low} to {limit_high}{hint}"
                 )
+
+    def _changes(self) -> dict[str, Any]:
+        """What differs from the defaults."""
+        default = InfLLMConfig()
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value != getattr(default, name)}
 
     def _to_params(self) -> _core.InfLLMParams:
         params = _core.InfLLMParams()

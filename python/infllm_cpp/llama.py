@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, overload
 from . import _core, chat
 from ._devices import choose_devices
 from ._following import FollowingContext
+from ._library import SessionLibrary
 from ._loading import (
     KVType,
     check_context,
@@ -104,6 +105,9 @@ class Llama(SessionOwner):
         end its turn and go on as the system: only for messages whose every text you trust.
     session : str, os.PathLike or None
         A file of `save_session` to begin with, see `load_session`.
+    session_dir : str, os.PathLike or None
+        A folder of such files: a prompt goes on from the one that has most of its beginning, if that saves
+        reading 256 tokens or more. Files in it may come, change and go at any time.
     verbose : bool
         Print llama.cpp's log to stderr. The log is one for the process: the last `Llama` made decides.
     progress : callable or None
@@ -113,6 +117,8 @@ class Llama(SessionOwner):
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
         When `model_path` cannot be read.
+    NotADirectoryError
+        When `session_dir` is no folder.
     ValueError
         When the file is not a GGUF model or is damaged, or when parameters are out of range or contradict
         each other.
@@ -167,6 +173,7 @@ class Llama(SessionOwner):
         chat_template: str | None = None,
         parse_special: bool = False,
         session: str | os.PathLike[str] | None = None,
+        session_dir: str | os.PathLike[str] | None = None,
         verbose: bool = False,
         progress: ProgressCallback | None = None,
     ) -> None:
@@ -187,6 +194,9 @@ class Llama(SessionOwner):
         self.parse_special = parse_special
         self._seed = seed
         self._kv_types = (type_k, type_v)
+        self._asked = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch}
+        self._asked.update(infllm._changes() if infllm else {})
+        self._library = None if session_dir is None else SessionLibrary(session_dir)
 
         _core.set_verbose(verbose)
         model = load_model(
@@ -251,6 +261,8 @@ class Llama(SessionOwner):
                 "parse_special",
                 "_seed",
                 "_kv_types",
+                "_asked",
+                "_library",
                 "_make",
             ):
                 setattr(res, name, getattr(self, name))

@@ -212,12 +212,20 @@ def test_read_ask_and_chat(infllm: Run, first_layers_path: Path, tmp_path: Path)
     assert "tokens; ask by" in result.stderr
     before = hashlib.sha256(session.read_bytes()).digest()
 
-    asked = infllm("run", "--session", str(session), "-p", "What is green?", *model)
+    # model and parameters are those of the session
+    asked = infllm("run", "--session", str(session), "-p", "What is green?", "-n", "8", "--temperature", "0")
     assert asked.returncode == 0, asked.stderr
     fresh = infllm("run", "-f", str(text), "-p", "What is green?", *model)
     assert asked.stdout == fresh.stdout
     assert "more were stored" in asked.stderr
     assert hashlib.sha256(session.read_bytes()).digest() == before
+
+    found = infllm(
+        "run", "--session-dir", str(tmp_path), "-f", str(text), "-p", "What is green?", *model
+    )  # fmt: skip
+    assert found.stdout == fresh.stdout
+    assert "more were stored" in found.stderr
+    assert "more were stored" not in fresh.stderr
 
     again = infllm("run", "--session", str(session), "--raw", "-p", " The", *model)
     assert again.returncode == 0, again.stderr
@@ -256,6 +264,60 @@ def test_read_ask_and_chat(infllm: Run, first_layers_path: Path, tmp_path: Path)
     assert "2 questions" in infllm("info", str(other)).stdout
 
 
+def test_a_prompt_finds_the_session_that_has_most_of_it(first_layers_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sessions"
+    folder.mkdir()
+    texts = {}
+    with make(first_layers_path) as llm:
+        first, second = llm.tokenize(TEXT), llm.tokenize("Some other words about nothing much. ")
+        texts = {
+            "a": first * 30,
+            "ab": first * 30 + second * 40,
+            "b": second * 80,
+            "short": second[:100],
+        }
+        for name, tokens in texts.items():
+            llm.prefill(tokens)
+            llm.save_session(folder / name)
+        question = llm.tokenize(" What is it?")
+        expected = {}
+        for name, tokens in texts.items():
+            llm.reset()
+            expected[name] = llm([*tokens, *question], max_tokens=8, temperature=0)
+    (folder / "notes.txt").write_text("no session")
+    (folder / "more").mkdir()
+
+    with make(first_layers_path, session_dir=folder) as llm:
+        for name in ("ab", "a", "b", "short"):
+            answer = llm([*texts[name], *question], max_tokens=8, temperature=0)
+            assert answer["choices"][0]["text"] == expected[name]["choices"][0]["text"]
+            n_read = answer["timings"]["prompt_n"]
+            # the last ubatch of a text is read again with a question behind it
+            assert n_read == len(texts[name]) + len(question) if name == "short" else n_read < 128 + 32
+
+        # the context that has it already keeps it, and one that was saved meanwhile is found
+        longer = texts["b"] + texts["a"]
+        assert llm.prefill(longer) >= 1  # of b
+        llm.save_session(folder / "b and a")
+        llm.reset()
+        assert llm.prefill(longer) == len(longer) - 32
+
+        # one that is damaged, or that another context saved, is not used
+        (folder / "b and a").write_bytes((folder / "b and a").read_bytes()[:-5000])
+        llm.reset()
+        assert llm.prefill(longer) < len(longer) - 32
+
+    other = InfLLMConfig(**{**SMALL.__dict__, "block_size": 16})
+    with make(first_layers_path, other, session_dir=folder) as llm:
+        with pytest.warns(
+            UserWarning, match="is not used: .*block_size: 32 in the state, 16 in this context"
+        ):
+            assert llm.prefill(texts["b"]) == 0
+        assert llm.prefill(texts["b"]) == len(texts["b"]) - 32  # and nothing is said again
+    with pytest.raises(NotADirectoryError, match=r"session_dir = .* is no folder"):
+        make(first_layers_path, session_dir=folder / "a")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT for one process")
 def test_an_interrupted_reading_goes_on(infllm: Run, first_layers_path: Path, tmp_path: Path) -> None:
     text, session = tmp_path / "book.txt", tmp_path / "book.session"
@@ -279,3 +341,29 @@ def test_an_interrupted_reading_goes_on(infllm: Run, first_layers_path: Path, tm
     n_left = int(done.stderr.split("reading: ")[1].split(" of ")[1].split(" tokens")[0].replace(",", ""))
     n_tokens = int(done.stderr.split("book.session: ")[1].split(" tokens")[0].replace(",", ""))
     assert n_left < n_tokens
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
+def test_a_killed_reading_goes_on(infllm: Run, first_layers_path: Path, tmp_path: Path) -> None:
+    text, session = tmp_path / "book.txt", tmp_path / "book.session"
+    text.write_text(TEXT * 1200)
+    command = ["read", str(text), "-o", str(session), "-m", str(first_layers_path), "--n-local", "256"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "infllm_cpp", *command], stderr=subprocess.DEVNULL, env=os.environ
+    ) as process:
+        while not session.exists():
+            time.sleep(0.02)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert "8," in infllm("info", str(session), "--verify").stdout
+
+    done = infllm(*command)
+    assert done.returncode == 0, done.stderr
+    n_left = int(done.stderr.split("reading: ")[1].split(" of ")[1].split(" tokens")[0].replace(",", ""))
+    n_tokens = int(done.stderr.split("book.session: ")[1].split(" tokens")[0].replace(",", ""))
+    assert n_left <= n_tokens - 8192
+    whole = tmp_path / "whole.session"
+    assert infllm(*command[:2], "-o", str(whole), *command[4:]).returncode == 0
+    ask = ["run", "-p", "What is green?", "-m", str(first_layers_path), "--n-local", "256", "-n", "8"]
+    answers = [infllm(*ask, "--temperature", "0", "--session", str(path)).stdout for path in (session, whole)]
+    assert answers[0] == answers[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
@@ -114,7 +113,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
 
     def head(context: tuple[str, InfLLMConfig, int], task: str, depth: float, seed: int) -> Result:
         method, config, length = context
-        used = {} if method.startswith("full") else _changed(config)
+        used = {} if method.startswith("full") else config._changes()
         return {
             "model": plan.model.name,
             "task": task,
@@ -186,15 +185,6 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     return [done[key_of(head(*item))] for item in wanted]
 
 
-def _changed(config: InfLLMConfig) -> dict[str, Any]:
-    default = InfLLMConfig()
-    return {
-        f.name: getattr(config, f.name)
-        for f in dataclasses.fields(config)
-        if getattr(config, f.name) != getattr(default, f.name)
-    }
-
-
 def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: ProgressCallback) -> Result:
     """Answer every question about the same text, greedily, in four tokens more than are expected."""
     answers, speeds = [], []
@@ -262,11 +252,6 @@ def divergence(llm: Llama, exact: Llama, tokens: list[int], progress: ProgressCa
     same: list[bool] = []
     for i in range(0, len(tokens), STEP):
         batch = tokens[i : i + STEP]
-        if i + len(batch) <= first:
-            llm.eval(batch)
-            exact.eval(batch)
-            progress(i + len(batch), len(tokens))
-            continue
         ours, theirs = llm.eval(batch, all_logits=True), exact.eval(batch, all_logits=True)
         for row in range(max(0, first - i), len(batch)):  # a row can have 262,144 values
             p, q = _log_softmax(theirs[row : row + 1])[0], _log_softmax(ours[row : row + 1])[0]
