@@ -34,7 +34,13 @@ endif()
 
 # defaults only: all of these can be given on the command line or in CMAKE_ARGS
 option(BUILD_SHARED_LIBS  "Build shared libraries"              ON)
-option(LLAMA_BUILD_COMMON "llama: build common utils library"   ${INFLLM_BUILD_TOOLS})
+if (INFLLM_BUILD_TOOLS OR INFLLM_BUILD_SERVER)
+    set(common ON)
+else()
+    set(common OFF)
+endif()
+option(LLAMA_BUILD_COMMON "llama: build common utils library"   ${common})
+option(LLAMA_USE_PREBUILT_UI "llama: use prebuilt UI"           OFF) # it would be fetched
 option(LLAMA_OPENSSL      "llama: use openssl to support HTTPS" OFF)
 option(GGML_CCACHE        "ggml: use ccache if available"       OFF) # set up by us for all targets
 

@@ -3,8 +3,9 @@
     python scripts/bench_session.py
     python scripts/bench_session.py -m small.gguf --lengths 65536,1048576
 
-The text is random tokens: what is measured does not depend on them. `open` is a process that has the model
-loaded already; `first token` a question of 32 tokens after it, with the file in the system's cache.
+The text is random tokens: what is measured does not depend on them. `copy` is what the file takes to be
+copied to the disk; `open` a process that has the model loaded already; `first token` a question of 32 tokens
+after it, with the file in the system's cache. `cold`: nothing of the file is in that cache at first.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -41,6 +43,62 @@ def save(model: str, path: Path, n_tokens: int, n_threads: int) -> None:
         t = time.perf_counter()
         llm.save_session(path)
         say("save again", time.perf_counter() - t)
+    t = time.perf_counter()
+    copy = path.with_suffix(".copy")
+    with path.open("rb") as source, copy.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 24)
+        target.flush()
+        os.fsync(target.fileno())
+    say("copy", time.perf_counter() - t)
+    copy.unlink()
+
+
+def decode(name: str, llm: Llama, n_tokens: int = 64) -> None:
+    """Decode tokens that select other blocks all the time."""
+    llm.reset_stats()
+    t = time.perf_counter()
+    for token in np.random.default_rng(1).integers(3, llm.n_vocab(), n_tokens).tolist():
+        llm.eval([token])
+    seconds = time.perf_counter() - t
+    stats = llm.stats()
+    assert stats is not None
+    waited = stats.us_page_in_file / 1e6
+    print(
+        f"{name:<12} {n_tokens / seconds:>10.1f} tok/s; {stats.n_page_in_file:,} blocks from the file, "
+        f"of a layer each, in {waited:.2f} s",
+        flush=True,
+    )
+
+
+def forget_cache(path: Path) -> None:
+    """Nothing of a file is in the system's cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process, without mapped files."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def forks(llm: Llama, n: int) -> None:
+    """What more chats on one document take."""
+    document = llm.n_tokens * llm.kv_bytes_per_token()
+    begin = anonymous_bytes()
+    others = [llm.fork() for _ in range(n)]
+    for other in others:
+        other.eval([3, 4, 5])
+    each = (anonymous_bytes() - begin) / n
+    print(
+        f"forks        {each / 2**20:>10.1f} MiB for each of {n}, "
+        f"{100 * each / document:.1f} % of the document's {document / 2**20:,.1f} MiB"
+    )
+    for other in others:
+        other.close()
 
 
 def answer(model: str, path: Path, n_tokens: int, n_threads: int) -> None:
@@ -53,6 +111,12 @@ def answer(model: str, path: Path, n_tokens: int, n_threads: int) -> None:
         llm.eval(list(range(3, 35)))
         llm.eval([3])
         say("first token", time.perf_counter() - t)
+        decode("decode", llm)
+        forks(llm, 8)
+        llm.reset()  # what is mapped stays in the cache
+        forget_cache(path)
+        llm.load_session(path)
+        decode("cold decode", llm)
         t = time.perf_counter()
         llm.load_session(path, verify=True)
         say("open, verify", time.perf_counter() - t)

@@ -28,6 +28,7 @@ block_store::~block_store() {
 
 void block_store::give_back(const room & r) {
     if (r.slab) {
+        elsewhere.erase(r.data);
         files->free(r.data);
     } else {
         mem.free(r.data);
@@ -51,6 +52,9 @@ bool block_store::reserve(size_t n, bool in_memory) {
             ok = data != nullptr;
             if (ok) {
                 reserved.push_back({ data, !in_memory });
+            }
+            if (ok && !in_memory) {
+                elsewhere.insert(data);
             }
         }
     } catch (const std::bad_alloc &) {
@@ -95,6 +99,7 @@ int32_t block_store::alloc() {
 
 int32_t block_store::map(const uint8_t * data, std::shared_ptr<const void> owner, home where) {
     assert(can_map());
+    elsewhere.insert(data);
     if (ids.capacity() <= n_used) {
         ids.reserve(2*n_used + 1); // so that unref() cannot fail
     }
@@ -151,6 +156,7 @@ void block_store::unref(int32_t id) {
     assert(blocks[id].n_ref > 0);
     if (--blocks[id].n_ref == 0) {
         n_other -= blocks[id].is_elsewhere();
+        elsewhere.erase(blocks[id].data);
         if (!blocks[id].owner) {
             give_back({ blocks[id].data, blocks[id].slab });
         }

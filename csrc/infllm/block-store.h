@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <unordered_set>
 #include <vector>
 
 namespace infllm {
@@ -76,6 +77,9 @@ public:
     uint8_t       * data(int32_t id)       { return blocks[id].data; }
     const uint8_t * data(int32_t id) const { return blocks[id].data; }
 
+    // whether the bytes of a block are in files, or mapped
+    bool is_elsewhere(const uint8_t * data) const { return !elsewhere.empty() && elsewhere.count(data) > 0; }
+
     size_t   block_bytes() const { return n_bytes; }
     size_t   n_blocks()    const { return n_used; }
     size_t   n_elsewhere() const { return n_other; } // of which in files, or mapped: they take no memory here
@@ -112,6 +116,8 @@ private:
     std::vector<block>   blocks;   // by id
     std::vector<int32_t> ids;      // free ids
     std::vector<room>    reserved; // memory without a block yet
+
+    std::unordered_set<const uint8_t *> elsewhere; // blocks, and what is reserved
 
     int32_t new_id();
     void    give_back(const room & r);

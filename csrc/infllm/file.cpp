@@ -17,6 +17,12 @@ namespace infllm {
 
 int64_t process_id() { return ::getpid(); }
 
+void prefetch(const void * data, size_t size) {
+    static const uintptr_t page = uintptr_t(::sysconf(_SC_PAGESIZE));
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(data)/page*page;
+    ::madvise(reinterpret_cast<void *>(begin), reinterpret_cast<uintptr_t>(data) + size - begin, MADV_WILLNEED);
+}
+
 file::file(const std::string & path, mode m) : path(path) {
     if (m == CREATE) {
         fd = ::open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
@@ -124,6 +130,8 @@ void file::move_to(const std::string & to) {
 namespace infllm {
 
 int64_t process_id() { return 0; }
+
+void prefetch(const void *, size_t) {}
 
 file::file(const std::string & path, mode) : path(path) { fail("cannot be opened"); }
 file::~file() {}

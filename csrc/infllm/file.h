@@ -8,6 +8,9 @@ namespace infllm {
 
 int64_t process_id();
 
+// bytes of a mapped file will be read soon: the system may begin with it, of several ranges at a time
+void prefetch(const void * data, size_t size);
+
 // A file of this machine: read through a map, written in place. What fails throws std::runtime_error, a sentence with its name.
 class file {
 public:

@@ -12,6 +12,9 @@ struct pager_stats {
     uint64_t n_selected;
     uint64_t n_page_in; // of the selected blocks
     uint64_t n_copied;  // blocks, into slots
+    uint64_t n_file;    // of which from files; by the host's pager alone, as all that follows
+    uint64_t ns_memory; // that it took to bring blocks in from memory,
+    uint64_t ns_file;   // and from files
 };
 
 // how selected blocks get into slots

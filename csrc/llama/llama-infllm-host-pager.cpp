@@ -2,10 +2,13 @@
 
 #include "llama-infllm-impl.h"
 
+#include "../infllm/file.h"
+
 #include "ggml-backend.h"
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <thread>
 
@@ -210,6 +213,10 @@ static void wait(pager * p) {
 // the page op
 //
 
+static const uint8_t * stored_block(const pager_layer & l, const pager_info & info, const page_in & in) {
+    return l.blocks[uint64_t(info.seq)*l.n_block_max + in.block];
+}
+
 static void count(const pager * p, const pager_layer & l, const pager_info & info, const float * scores) {
     if (info.n_block == 0) {
         return;
@@ -218,20 +225,23 @@ static void count(const pager * p, const pager_layer & l, const pager_info & inf
         page_count(l, info);
         return;
     }
+    const pager_state state = pager_state::of(l, info.seq);
     {
         std::lock_guard<std::mutex> lock(*p->hooks->mutex);
         page_count(l, info);
+        for (uint32_t i = 0; i < *state.n_page_in; ++i) {
+            state.stats->n_file += p->hooks->in_file(stored_block(l, info, state.page_ins[i]));
+        }
     }
     if (p->hooks->on_select) {
-        const pager_state state = pager_state::of(l, info.seq);
-        const uint32_t    n     = std::min<uint32_t>(l.topk, info.n_block);
+        const uint32_t n = std::min<uint32_t>(l.topk, info.n_block);
         p->hooks->on_select(l, info, scores, count_selected(state.page_ins, *state.n_page_in, l.chosen, n));
     }
 }
 
 static void gather_remote(pager * p, const pager_layer & l, const pager_info & info, const page_in & in) {
     const auto &    t    = *l.tensors;
-    const uint8_t * data = l.blocks[uint64_t(info.seq)*l.n_block_max + in.block] + l.offset;
+    const uint8_t * data = stored_block(l, info, in) + l.offset;
     const uint32_t  dst  = slot_block(l, info.shift, in);
     const uint32_t  cell = l.cells.slot_cell(in.slot);
 
@@ -288,19 +298,44 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
     }
     g.sync();
 
-    uint32_t n_all = 0; // page-ins, of which each thread takes its share
-    for (uint32_t j = 0; info.n_block > 0 && j <= op->n_follower; ++j) {
-        const auto &      of    = j == 0 ? l : *op->followers[j - 1];
-        const pager_state state = pager_state::of(of, info.seq);
-        for (uint32_t i = 0; i < *state.n_page_in; ++i) {
-            if (of.k) {
-                if (n_all++%nth == uint32_t(ith)) {
-                    page_gather(host_thread(), of, info, i, 0, 1);
+    // a thread's share of the page-ins
+    const auto for_mine = [&](const auto & f) {
+        uint32_t n_all = 0;
+        for (uint32_t j = 0; info.n_block > 0 && j <= op->n_follower; ++j) {
+            const auto &      of    = j == 0 ? l : *op->followers[j - 1];
+            const pager_state state = pager_state::of(of, info.seq);
+            for (uint32_t i = 0; i < *state.n_page_in; ++i) {
+                if (of.k ? n_all++%nth == uint32_t(ith) : ith == 0) {
+                    const uint8_t * block = stored_block(of, info, state.page_ins[i]);
+                    f(of, i, block, p->hooks && p->hooks->in_file(block));
                 }
-            } else if (ith == 0) {
-                gather_remote(p, of, info, state.page_ins[i]);
             }
         }
+    };
+    for_mine([&](const pager_layer & of, uint32_t, const uint8_t * block, bool in_file) {
+        if (in_file) {
+            prefetch(block + of.offset, of.size());
+        }
+    });
+
+    using clock = std::chrono::steady_clock;
+    clock::duration time[2] = {}; // from memory, from files
+    for_mine([&](const pager_layer & of, uint32_t i, const uint8_t *, bool in_file) {
+        const auto begin = clock::now();
+        if (of.k) {
+            page_gather(host_thread(), of, info, i, 0, 1);
+        } else {
+            gather_remote(p, of, info, pager_state::of(of, info.seq).page_ins[i]);
+        }
+        time[in_file] += clock::now() - begin;
+    });
+    if (ith == 0 && p->hooks && info.n_block > 0) { // the others take as long
+        const auto ns = [&](int i) { return std::chrono::duration_cast<std::chrono::nanoseconds>(time[i]).count(); };
+
+        std::lock_guard<std::mutex> lock(*p->hooks->mutex);
+        auto * stats = pager_state::of(l, info.seq).stats;
+        stats->ns_memory += ns(0);
+        stats->ns_file   += ns(1);
     }
 }
 

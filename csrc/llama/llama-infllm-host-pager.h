@@ -24,6 +24,9 @@ struct host_pager_hooks {
     // a layer has selected l.chosen, by these scores
     std::function<void(const pager_layer & l, const pager_info & info, const float * scores, uint32_t n_page_in)> on_select;
 
+    // whether a stored block is in a file
+    std::function<bool(const uint8_t * block)> in_file;
+
     std::mutex * mutex; // guards pager_stats
 };
 

@@ -7,7 +7,8 @@
 
 llama_infllm_page_control::llama_infllm_page_control(const llama_infllm_params & params, uint32_t n_seq) :
     prm(params), n_seq(n_seq), host(infllm::host_pager_api(), n_seq), n_stored(n_seq) {
-    hooks.mutex = &mutex;
+    hooks.mutex   = &mutex;
+    hooks.in_file = [this](const uint8_t * block) { return blocks && blocks->is_elsewhere(block); };
 }
 
 const infllm::pager_api * llama_infllm_page_control::find_api(ggml_backend_buffer_type_t buft) const {

@@ -363,6 +363,9 @@ pager_stats llama_infllm_pagers::get_stats(uint32_t idx) const {
         res.n_selected += stats.n_selected;
         res.n_page_in  += stats.n_page_in;
         res.n_copied   += stats.n_copied;
+        res.n_file     += stats.n_file;
+        res.ns_memory  += stats.ns_memory;
+        res.ns_file    += stats.ns_file;
     }
     return res;
 }

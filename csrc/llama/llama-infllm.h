@@ -110,6 +110,10 @@ struct llama_infllm_stats {
     uint32_t n_layer_pager;     // layers on devices that have a pager, where paging = host does not say otherwise
     uint32_t n_layer_device;    // of which these page now; the host pages all other layers
     uint64_t bytes_store_file;  // of bytes_store, in files, of sessions or in store_path, or a fork's: takes no memory of its own
+    // what the host pages; a layer's time is that of those that follow its selection, too
+    uint64_t n_page_in_file;    // blocks copied into slots from there, selected or to fill up
+    uint64_t us_page_in;        // time that page ops took to copy blocks in from memory, microseconds
+    uint64_t us_page_in_file;   // and from there
 };
 
 struct llama_infllm_trace_event {

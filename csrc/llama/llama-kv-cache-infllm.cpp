@@ -432,6 +432,9 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
         res.n_selected     += c.n_selected;
         res.n_hit          += c.n_selected - c.n_page_in;
         res.n_page_in      += c.n_page_in;
+        res.n_page_in_file += c.n_file;
+        res.us_page_in     += c.ns_memory/1000;
+        res.us_page_in_file += c.ns_file/1000;
         res.n_layer_pager  += paging->has_pager(l);
         res.n_layer_device += paging->by_device(l);
     }

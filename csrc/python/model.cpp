@@ -17,7 +17,7 @@ ggml_type type_from_name(const std::string & name) {
 }
 
 model::model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
-        const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool no_alloc) {
+        const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool repack, bool no_alloc) {
     process_set_used();
 
     llama_model_params params = llama_model_default_params();
@@ -44,6 +44,7 @@ model::model(const std::string & path, int32_t n_gpu_layers, const std::optional
 
     params.n_gpu_layers = n_gpu_layers;
     params.no_alloc     = no_alloc;
+    params.use_extra_bufts = repack;
     params.load_mode    = no_alloc               ? LLAMA_LOAD_MODE_NONE
                         : use_mmap && use_mlock  ? LLAMA_LOAD_MODE_MMAP_MLOCK
                         : use_mmap               ? LLAMA_LOAD_MODE_MMAP

@@ -23,7 +23,7 @@ public:
     // devices: names, in the order of the layers; nothing: all of this machine
     // tensor_split: share of the layers for each of them; empty: by their free memory
     model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
-            const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool no_alloc);
+            const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool repack, bool no_alloc);
 
     // what an ancestor process made is left alone: its devices and servers would be told to free it
     ~model() {

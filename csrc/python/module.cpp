@@ -104,7 +104,10 @@ PYBIND11_MODULE(_core, m) {
         .def_readonly("n_page_in",         &llama_infllm_stats::n_page_in)
         .def_readonly("n_layer_pager",     &llama_infllm_stats::n_layer_pager)
         .def_readonly("n_layer_device",    &llama_infllm_stats::n_layer_device)
-        .def_readonly("bytes_store_file",  &llama_infllm_stats::bytes_store_file);
+        .def_readonly("bytes_store_file",  &llama_infllm_stats::bytes_store_file)
+        .def_readonly("n_page_in_file",    &llama_infllm_stats::n_page_in_file)
+        .def_readonly("us_page_in",        &llama_infllm_stats::us_page_in)
+        .def_readonly("us_page_in_file",   &llama_infllm_stats::us_page_in_file);
 
     py::class_<trace_event>(m, "TraceEvent", py::module_local())
         .def_readonly("il",        &trace_event::il)
@@ -116,9 +119,9 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<model, std::shared_ptr<model>>(m, "Model", py::module_local())
         .def(py::init<const std::string &, int32_t, const std::optional<std::vector<std::string>> &,
-                const std::vector<float> &, bool, bool, bool>(),
+                const std::vector<float> &, bool, bool, bool, bool>(),
             py::arg("path"), py::arg("n_gpu_layers") = 0, py::arg("devices") = py::none(),
-            py::arg("tensor_split") = std::vector<float>(), py::arg("use_mmap") = true, py::arg("use_mlock") = false,
+            py::arg("tensor_split") = std::vector<float>(), py::arg("use_mmap") = true, py::arg("use_mlock") = false, py::arg("repack") = true,
             py::arg("no_alloc") = false)
         .def("desc",           &model::desc)
         .def("meta",           &model::meta)

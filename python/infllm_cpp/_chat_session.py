@@ -13,6 +13,7 @@ from ._files import read_text_file
 from ._message_input import message_input
 from ._paging import format_paging
 from ._sessions import check_output
+from .config import InfLLMStats
 from .llama import CompletionOptions, Llama
 from .types import Timings
 
@@ -200,6 +201,13 @@ class ChatSession:
             f"resident tokens {stats.n_tokens_resident:,}; "
             f"blocks per layer {stats.n_blocks // n_layer:,}, slots per layer {stats.n_slots // n_layer:,}\n"
             f"blocks selected {stats.n_selected:,}: {stats.n_hit:,} hits, {stats.n_page_in:,} page-ins "
-            f"({term.format_bytes(stats.bytes_paged_in)})\n"
+            f"({term.format_bytes(stats.bytes_paged_in)}{_from_files(stats)})\n"
             f"{format_paging(stats)}"
         )
+
+
+def _from_files(stats: InfLLMStats) -> str:
+    """What came from files, in words; empty if nothing did."""
+    if stats.n_page_in_file == 0:
+        return ""
+    return f"; {stats.n_page_in_file:,} blocks from files, in {stats.us_page_in_file / 1e6:.1f} s"

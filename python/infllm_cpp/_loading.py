@@ -28,6 +28,7 @@ def load_model(
     tensor_split: Sequence[float] | None = None,
     use_mmap: bool = True,
     use_mlock: bool = False,
+    repack: bool = True,
     no_alloc: bool = False,
 ) -> _core.Model:
     """Load a GGUF file; with `no_alloc` its metadata and vocabulary alone. Errors: see `Llama`."""
@@ -36,7 +37,7 @@ def load_model(
     check_gguf(path)
     try:
         return _core.Model(
-            str(Path(path)), n_gpu_layers, devices, tensor_split or (), use_mmap, use_mlock, no_alloc
+            str(Path(path)), n_gpu_layers, devices, tensor_split or (), use_mmap, use_mlock, repack, no_alloc
         )
     except _core.DeviceLostError:
         raise

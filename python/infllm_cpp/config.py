@@ -227,6 +227,11 @@ class InfLLMStats:
         Copied from the store to slots since the statistics were reset, bytes.
     n_select, n_selected, n_hit, n_page_in : int
         Selections made; blocks selected; of which already resident; of which paged in.
+    n_page_in_file : int
+        Blocks that the host copied into slots from files, selected or to fill slots up.
+    us_page_in, us_page_in_file : int
+        Time that the host took to copy blocks into slots, from memory and from files, microseconds; of a
+        layer that searches, with those that follow it.
     n_layer_pager, n_layer_device : int
         Layers on devices that have a pager; of which these page now. The host pages all other layers.
     paging_reason : str
@@ -253,6 +258,9 @@ class InfLLMStats:
     n_layer_pager: int
     n_layer_device: int
     bytes_store_file: int
+    n_page_in_file: int
+    us_page_in: int
+    us_page_in_file: int
     paging_reason: str
     layers: tuple[InfLLMStats, ...] = dataclasses.field(default=(), repr=False)
 

@@ -94,6 +94,9 @@ class Llama(SessionOwner):
         Types of K and V.
     use_mmap, use_mlock : bool
         Map the file into memory; keep it from being swapped out.
+    repack : bool
+        Lay weights out for the CPU's own kernels (AMX and others), which are faster and round otherwise
+        than those of other machines. ``False``: as llama.cpp's ``--no-repack``.
     offload_kqv : bool
         Keep K and V on the device of their layer.
     flash_attn : bool or None
@@ -168,6 +171,7 @@ class Llama(SessionOwner):
         type_v: KVType = "f16",
         use_mmap: bool = True,
         use_mlock: bool = False,
+        repack: bool = True,
         offload_kqv: bool = True,
         flash_attn: bool | None = None,
         chat_template: str | None = None,
@@ -206,6 +210,7 @@ class Llama(SessionOwner):
             tensor_split=tensor_split,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
+            repack=repack,
         )
         check_decoder(model, self.model_path)
         n_threads = n_threads or default_n_threads()

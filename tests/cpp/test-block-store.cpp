@@ -83,6 +83,28 @@ TEST(BlockStore, MemoryIsReplaced) {
     EXPECT_EQ(mem.n_live, 3u);
 }
 
+TEST(BlockStore, KnowsWhatIsElsewhere) {
+    const uint8_t bytes[2][64] = {};
+    block_store store(64, 0);
+    store.set_files(std::make_shared<infllm::file_slabs>(testing::TempDir(), 64));
+    const auto owner = std::make_shared<int>();
+
+    const int32_t a = store.alloc();
+    ASSERT_TRUE(store.reserve(1, false));
+    const int32_t b = store.alloc();
+    const int32_t c = store.map(bytes[1], owner, {});
+    EXPECT_FALSE(store.is_elsewhere(store.data(a)));
+    EXPECT_TRUE (store.is_elsewhere(store.data(b)));
+    EXPECT_TRUE (store.is_elsewhere(store.data(c)));
+    EXPECT_FALSE(store.is_elsewhere(bytes[0]));
+
+    const auto * data = store.data(b);
+    store.unref(b);
+    store.unref(c);
+    EXPECT_FALSE(store.is_elsewhere(data));
+    EXPECT_FALSE(store.is_elsewhere(bytes[1]));
+}
+
 TEST(BlockStore, BlocksHaveTheirOwnBytes) {
     block_store store(32, 0);
 

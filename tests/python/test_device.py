@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny_models
 from conftest import N_FIRST_LAYERS, SMALL, Run
 from infllm_cpp import DeviceLostError, InfLLMConfig, Llama
 from rpc import Meter, Server, free_port, needs_server
@@ -60,7 +61,7 @@ def answer(llm: Llama, tokens: list[int]) -> tuple[list[int], np.ndarray]:
 def same_as_on_the_cpu(
     path: Path, tokens: list[int], config: InfLLMConfig, types: dict[str, str] | None = None, **device: object
 ) -> None:
-    common = {"n_ctx": 1280, "n_batch": 128, "infllm": config, **(types or {})}
+    common = {"n_ctx": 1280, "n_batch": 128, "repack": False, "infllm": config, **(types or {})}
     with Llama(path, **common) as llm:  # type: ignore[arg-type]
         expected, expected_logits = answer(llm, tokens)
     with Llama(path, **common, **device) as llm:  # type: ignore[arg-type]
@@ -90,6 +91,28 @@ def test_all_layers_on_a_device(
         {"type_k": kv_type, "type_v": kv_type},
         rpc_servers=[server.address],
     )
+
+
+@pytest.mark.parametrize("type_store", ["q8_0", "q4_0"])
+def test_the_store_has_a_type_of_its_own(
+    start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str], type_store: str
+) -> None:
+    config = InfLLMConfig(**{**vars(SMALL), "type_store": type_store})
+    same_as_on_the_cpu(first_layers_path, passkey[0], config, rpc_servers=[start_server().address])
+
+
+@pytest.mark.parametrize("kind", ["windows", "recurrent", "latent"])
+def test_layers_that_are_not_all_alike(start_server: StartServer, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "model.gguf"
+    if kind == "windows":
+        tiny_models.write("gemma3", path, n_layer=12)  # two of them attend to all tokens
+    elif kind == "latent":
+        tiny_models.write("deepseek2", path)
+    else:
+        script = ROOT / "scripts/make_gguf.py"
+        subprocess.run([sys.executable, script, "small-hybrid", path], check=True, capture_output=True)
+    tokens = np.random.default_rng(1).integers(3, 350, 900).tolist()
+    same_as_on_the_cpu(path, tokens, SMALL, rpc_servers=[start_server().address])
 
 
 def test_some_layers_on_a_device(

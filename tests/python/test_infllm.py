@@ -187,6 +187,9 @@ def test_blocks_go_on_in_a_file(first_layers_path: Path, tmp_path: Path) -> None
             stats = llm.stats()
             assert stats is not None
             assert (stats.bytes_store_file > 0) == bool(changes)
+            assert (stats.n_page_in_file > 0) == (stats.us_page_in_file > 0) == bool(changes)
+            assert (stats.us_page_in > 0) != bool(changes)
+            assert stats.n_page_in_file == sum(layer.n_page_in_file for layer in stats.layers)
             assert list(tmp_path.iterdir()) == []  # the file has no name
     assert np.array_equal(*answers)
     config = InfLLMConfig(store_path=tmp_path / "none")

@@ -120,21 +120,21 @@ ARCHITECTURES: dict[str, Callable[[gguf.GGUFWriter], Shapes]] = {
 }
 
 
-def write(arch: str, path: Path) -> None:
+def write(arch: str, path: Path, n_layer: int = _N_LAYER) -> None:
     """Write a model of one of `ARCHITECTURES`."""
     rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_vocab_size(N_VOCAB)
     writer.add_context_length(N_CTX_TRAIN)
     writer.add_embedding_length(_N_EMBD)
-    writer.add_block_count(_N_LAYER)
+    writer.add_block_count(n_layer)
     writer.add_feed_forward_length(_N_FF)
     writer.add_layer_norm_rms_eps(1e-5)
     make_gguf.add_tokenizer(writer, N_VOCAB)
 
     layer = ARCHITECTURES[arch](writer)
     shapes: Shapes = {"token_embd.weight": (N_VOCAB, _N_EMBD), "output_norm.weight": (_N_EMBD,)}
-    shapes.update({f"blk.{i}.{name}": shape for i in range(_N_LAYER) for name, shape in layer.items()})
+    shapes.update({f"blk.{i}.{name}": shape for i in range(n_layer) for name, shape in layer.items()})
     for name, shape in shapes.items():
         writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
     writer.write_header_to_file()
