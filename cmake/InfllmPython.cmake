@@ -41,6 +41,11 @@ foreach (library llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS})
             RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
     endif()
 endforeach()
+if (INFLLM_BUILD_SERVER)
+    install(TARGETS llama-server llama-server-impl llama-common mtmd
+        LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
+        RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
+endif()
 install(
     FILES ${INFLLM_UPSTREAM_DIR}/include/llama.h ${CMAKE_CURRENT_SOURCE_DIR}/llama/llama-infllm.h
     DESTINATION infllm_cpp/include COMPONENT infllm)

@@ -382,6 +382,11 @@ bool llama_infllm_check_tokens(const llama_context * ctx, llama_seq_id seq_id, u
     return last_error.empty();
 }
 
+int32_t llama_infllm_n_ctx_max(const llama_context * ctx) {
+    const int32_t n_ctx_seq = int32_t(llama_n_ctx_seq(ctx));
+    return get_mem(ctx) ? n_ctx_seq : std::min(n_ctx_seq, llama_model_n_ctx_train(llama_get_model(ctx)));
+}
+
 bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {
     const auto * mem = get_mem(ctx);
     return mem && mem->get_stats(il, *stats);

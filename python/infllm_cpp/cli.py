@@ -20,6 +20,8 @@ from ._eval import parse_numbers, run_eval
 from ._info import print_info, print_session
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
 from ._read import read_files
+from ._serve import serve as run_server
+from ._serve import server_arguments
 from ._trace import record, report
 
 app = typer.Typer(
@@ -347,6 +349,45 @@ def fetch(
     if name not in models.MODELS:
         raise ValueError(f"there is no model {name} to fetch: take {' or '.join(models.MODELS)}")
     print(fetch_model(models.MODELS[name]))
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+@with_options
+def serve(
+    options: RunOptions,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(help="Further options of llama-server, which `infllm serve -- --help` lists."),
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Sequences at a time, each of --n-ctx tokens.")] = 1,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0: anybody may come in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
+    session_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder where clients may save and restore slots.", show_default="none"),
+    ] = None,
+) -> None:
+    """Serve a model over HTTP to clients of OpenAI and Anthropic: llama-server with the InfLLM memory.
+
+    Without --n-ctx a sequence has 131,072 tokens, or what memory has room for.
+
+    Examples:
+
+        infllm serve
+
+        infllm serve -m model.gguf --n-ctx 131072 --parallel 4 --port 8000
+
+        infllm serve -m model.gguf --api-key secret --jinja
+    """
+    for name, value in (("parallel", parallel), ("port", port)):
+        if not 1 <= value <= (65535 if name == "port" else 256):
+            raise ValueError(f"{name} = {value} is out of range: use a value from 1")
+    if arguments == ["--help"]:
+        sys.exit(run_server(arguments, None))
+    made = server_arguments(options, parallel, host, port, session_dir)
+    sys.exit(run_server([*made, *(arguments or [])], options.config()))
 
 
 @app.command()
