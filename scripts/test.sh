@@ -39,7 +39,7 @@ ctest --test-dir build/test --output-on-failure --no-tests=error --parallel 2
 
 step "Python tests"
 # several processes share the cores: threads that wait must not spin
-OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist worksteal
+OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist worksteal --durations 20
 
 step "Building with AddressSanitizer and UBSan"
 cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DINFLLM_SANITIZE=ON -DINFLLM_BUILD_TESTS=ON > /dev/null
