@@ -143,6 +143,10 @@ bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v);
 std::string llama_infllm_resolve_type_store(
         const llama_model & model, const llama_context_params & cparams, llama_infllm_type_store & type);
 
+// a context with the method begins, or ends: see llama_infllm_n_ctx_max()
+void llama_infllm_add_n_ctx   (const llama_model * model, uint32_t n_ctx_seq);
+void llama_infllm_remove_n_ctx(const llama_model * model, uint32_t n_ctx_seq);
+
 // positions that a sequence can have at all
 uint32_t llama_infllm_n_pos_max(const llama_model & model);
 

@@ -237,8 +237,9 @@ LLAMA_API bool llama_infllm_session_save(
 LLAMA_API bool llama_infllm_fork(
         struct llama_context * src, llama_seq_id seq_id_src, struct llama_context * dst, llama_seq_id seq_id_dst);
 
-// tokens that a sequence can have and still be answered: n_ctx with the method, at most the training length without it
-LLAMA_API int32_t llama_infllm_n_ctx_max(const struct llama_context * ctx);
+// Tokens that a sequence of a model can have and still be answered: the training length, or the n_ctx of a context with the method
+// that there is of it, if that is more.
+LLAMA_API int32_t llama_infllm_n_ctx_max(const struct llama_model * model);
 
 // il < 0: all layers; false if the context has no InfLLM memory or no such layer
 // may be called from another thread while the context computes; devices that page bring their counters up to date at

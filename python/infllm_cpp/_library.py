@@ -58,8 +58,8 @@ class SessionLibrary:
 
     def leave_out(self, path: Path) -> None:
         """Forget what a file has, until it changes."""
-        entry = self._entries[path]
-        self._entries[path] = _Entry(entry.version, entry.tokens[:0], "")
+        if entry := self._entries.get(path):
+            self._entries[path] = _Entry(entry.version, entry.tokens[:0], "")
 
     def _look(self) -> None:
         entries = {}
