@@ -64,3 +64,9 @@ endif()
 set(CMAKE_INSTALL_RPATH ${INFLLM_ORIGIN})
 
 add_subdirectory(${INFLLM_UPSTREAM_DIR} ${CMAKE_BINARY_DIR}/upstream EXCLUDE_FROM_ALL)
+
+if (INFLLM_SANITIZE)
+    # values of quantised types are loaded from where they lie, which need not be aligned
+    set_property(SOURCE ${INFLLM_UPSTREAM_DIR}/ggml/src/ggml-cpu/amx/mmq.cpp TARGET_DIRECTORY ggml-cpu
+        APPEND PROPERTY COMPILE_OPTIONS -fno-sanitize=alignment)
+endif()
