@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from ._loading import check_context, check_decoder, context_sizes, load_model, resolve_infllm
@@ -48,8 +47,7 @@ def environment(config: InfLLMConfig | None) -> str:
         return "0"
     if "," in str(config.store_path):
         raise ValueError(f"store_path = {config.store_path!r} has a comma: a server cannot be told")
-    changes = config._changes()
-    return ",".join(f"{f.name}={changes[f.name]}" for f in fields(config) if f.name in changes) or "1"
+    return ",".join(f"{name}={value}" for name, value in config._changes().items()) or "1"
 
 
 def server_arguments(

@@ -18,6 +18,7 @@ from ._conversation import load_conversation
 from ._demo import run_demo
 from ._eval import parse_numbers, run_eval
 from ._info import print_info, print_session
+from ._loading import check_int
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
 from ._read import read_files
 from ._serve import serve as run_server
@@ -381,9 +382,8 @@ def serve(
 
         infllm serve -m model.gguf --api-key secret --jinja
     """
-    for name, value in (("parallel", parallel), ("port", port)):
-        if not 1 <= value <= (65535 if name == "port" else 256):
-            raise ValueError(f"{name} = {value} is out of range: use a value from 1")
+    check_int("parallel", parallel, 1, 256)
+    check_int("port", port, 1, 65535)
     if arguments == ["--help"]:
         sys.exit(run_server(arguments, None))
     made = server_arguments(options, parallel, host, port, session_dir)
