@@ -32,19 +32,23 @@ struct thread_block {
 // kernels
 //
 
+// a thread block for each stream
 static __global__ void __launch_bounds__(N_THREADS_SELECT) select_kernel(
-        const pager_layer l, const pager_info * info, const float * q, const uint32_t q_nb1, const uint32_t q_nb2,
-        float * scores, const uint32_t n_row, const uint32_t n_sub, const bool gather) {
+        const pager_layer l, const pager_info * infos, const float * q, const uint32_t q_nb1, const uint32_t q_nb2, const uint64_t q_stream,
+        float * scores, const uint32_t n_row, const uint32_t n_sub, const uint64_t scores_stream, const bool gather) {
     extern __shared__ uint64_t data[];
     __shared__ page_scratch scratch;
+
+    const pager_info & info = infos[blockIdx.x];
 
     if (threadIdx.x == 0) {
         scratch.init(l, data);
     }
     __syncthreads();
-    page_select(thread_block(), l, *info, q, q_nb1, q_nb2, scores, n_row, n_sub, scratch);
+    page_select(thread_block(), l, info, q ? q + blockIdx.x*q_stream : nullptr, q_nb1, q_nb2,
+            scores ? scores + blockIdx.x*scores_stream : nullptr, n_row, n_sub, scratch);
     if (threadIdx.x == 0 && gather) {
-        page_count(l, *info);
+        page_count(l, info);
     }
 }
 
@@ -61,16 +65,17 @@ static __device__ void wait_for_block(const uint32_t * n_stored, uint32_t block)
     __syncthreads();
 }
 
-static __global__ void gather_kernel(const pager_layer l, const pager_info * info, const uint32_t * n_stored) {
-    const uint32_t seq = info->seq;
-    const uint32_t i   = blockIdx.x/N_PART;
+static __global__ void gather_kernel(const pager_layer l, const pager_info * infos, const uint32_t * n_stored) {
+    const pager_info & info = infos[blockIdx.y];
+    const uint32_t     seq  = info.seq;
+    const uint32_t     i    = blockIdx.x/N_PART;
 
     const pager_state state = pager_state::of(l, seq);
-    if (i >= *state.n_page_in) {
+    if (info.n_block == 0 || i >= *state.n_page_in) {
         return;
     }
     wait_for_block(n_stored + seq, state.page_ins[i].block);
-    page_gather(thread_block(), l, *info, i, blockIdx.x%N_PART, N_PART);
+    page_gather(thread_block(), l, info, i, blockIdx.x%N_PART, N_PART);
 }
 
 static __global__ void store_kernel(
@@ -276,13 +281,16 @@ void ggml_cuda_infllm_page(ggml_backend_cuda_context & ctx, ggml_tensor * dst) {
     const bool     gather = scores || op->again;
     cudaStream_t   stream = ctx.stream();
 
-    select_kernel<<<1, N_THREADS_SELECT, page_scratch::size(l), stream>>>(
+    const uint32_t n_stream = dst->src[0]->ne[1];
+    select_kernel<<<n_stream, N_THREADS_SELECT, page_scratch::size(l), stream>>>(
             l, info, q ? static_cast<const float *>(q->data) : nullptr, q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0,
-            scores ? static_cast<float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, gather);
+            q ? q->ne[2]/n_stream*(q->nb[2]/sizeof(float)) : 0,
+            scores ? static_cast<float *>(scores->data) : nullptr, scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0,
+            scores ? scores->nb[2]/sizeof(float) : 0, gather);
     CUDA_CHECK(cudaGetLastError());
 
     if (gather) {
-        gather_kernel<<<l.cells.n_slot*N_PART, N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
+        gather_kernel<<<dim3(l.cells.n_slot*N_PART, n_stream), N_THREADS, 0, stream>>>(l, info, op->p->n_stored);
         CUDA_CHECK(cudaGetLastError());
     }
 }

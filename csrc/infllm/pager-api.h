@@ -37,10 +37,10 @@ struct pager_api {
     void (*wait )(pager * p);
 
     // a ggml_custom_op_t, to be told apart by its address
-    //   src[0] I32 [PAGER_INFO_SIZE]              pager_info
-    //   next   F32 [n_embd_head, n_head, n_chunk] sums of the queries, per block of positions; missing if they are not summed up
-    //   next   F32 [n_row, n_sub]                 scores; missing while nothing is stored, or as the layer before selects
-    //   userdata                                  page_op
+    //   src[0] I32 [PAGER_INFO_SIZE, n_stream]             pager_info
+    //   next   F32 [n_embd_head, n_head, n_chunk*n_stream] sums of the queries, per block of positions; missing if they are not summed up
+    //   next   F32 [n_row, n_sub, n_stream]                scores; missing while nothing is stored, or as the layer before selects
+    //   userdata                                           page_op
     void (*page)(ggml_tensor * dst, int ith, int nth, void * userdata);
 };
 

@@ -24,8 +24,9 @@ enum pager_place : int32_t {
     PLACE_ALL,    // the same, and all are copied
 };
 
-// of a ubatch
+// Of a sequence in a ubatch. A ubatch has one, or several with a token each, which are its streams.
 struct pager_info {
+    int32_t stream; // whose work space it has
     int32_t seq;
     int32_t p0;
     int32_t n_tokens;
@@ -80,9 +81,9 @@ struct pager_layer {
     uint16_t * repr;   // [n_seq][n_block_max][n_repr][n_embd_repr()] half floats; nullptr: the layer has none
     const float * mean; // [n_seq][n_embd_repr()] of the keys; nullptr: representative keys are not centred
     uint8_t  * state;  // [n_seq] see pager_state
-    float    * scores; // [n_block_max] work space
-    float    * sums;   // [n_sub_max][n_block_max] relevance that the layers of the pager agree on, of a ubatch
-    int32_t  * chosen; // [topk] what the last layer of the pager has selected
+    float    * scores; // [n_stream][n_block_max] work space
+    float    * sums;   // [n_stream][n_sub][n_block_max] relevance that the layers of the pager agree on, of a ubatch
+    int32_t  * chosen; // [n_stream][topk] what the last layer of the pager has selected
 
     uint64_t stride_k; // bytes from one sequence to the next
     uint64_t stride_v;
@@ -112,6 +113,10 @@ struct pager_layer {
     // of a cell of the resident buffer
     INFLLM_PORTABLE uint8_t * k_cell(uint32_t seq, uint32_t cell) const { return k + seq*stride_k + cell*row_k; }
     INFLLM_PORTABLE uint8_t * v_cell(uint32_t seq, uint32_t cell) const { return v + seq*stride_v + cell*row_v; }
+
+    // of a stream
+    INFLLM_PORTABLE float   * scores_of(const pager_info & info) const { return scores + uint64_t(info.stream)*n_block_max; }
+    INFLLM_PORTABLE int32_t * chosen_of(const pager_info & info) const { return chosen + uint64_t(info.stream)*topk; }
 
     INFLLM_PORTABLE uint16_t * repr_of(uint32_t seq, uint32_t block) const {
         return repr + (uint64_t(seq)*n_block_max + block)*n_repr*n_embd_repr();

@@ -79,20 +79,22 @@ INFLLM_PORTABLE void page_select(const Group & g, const pager_layer & l, const p
         return;
     }
 
-    const uint32_t n = l.topk < n_block ? l.topk : n_block;
+    float         * out    = l.scores_of(info);
+    int32_t       * chosen = l.chosen_of(info);
+    const uint32_t  n      = l.topk < n_block ? l.topk : n_block;
     if (scores) {
         const repr_scores repr = { scores, n_block, l.n_repr, n_row, n_sub };
         if (info.agree) {
-            block_relevance(g, repr, l.first, l.sums, l.scores, scratch.relevance);
+            block_relevance(g, repr, l.first, l.sums + uint64_t(info.stream)*n_sub*l.n_block_max, out, scratch.relevance);
         } else {
-            block_relevance(g, repr, l.scores);
+            block_relevance(g, repr, out);
         }
-        select_topk(g, l.scores, n_block, n, scratch.topk, scratch.keys, l.chosen);
+        select_topk(g, out, n_block, n, scratch.topk, scratch.keys, chosen);
     }
     if (info.place == PLACE_UPDATE) {
-        update_slots(g, state.slots, l.chosen, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
+        update_slots(g, state.slots, chosen, n, scratch.order, scratch.where, state.page_ins, state.n_page_in);
     } else {
-        place_slots(g, state.slots, l.chosen, n, n_block, info.place == PLACE_ALL, scratch.order, scratch.where,
+        place_slots(g, state.slots, chosen, n, n_block, info.place == PLACE_ALL, scratch.order, scratch.where,
                 state.page_ins, state.n_page_in);
     }
 }
@@ -107,7 +109,7 @@ INFLLM_PORTABLE void page_count(const pager_layer & l, const pager_info & info) 
 
     state.stats->n_select   += 1;
     state.stats->n_selected += n;
-    state.stats->n_page_in  += count_selected(state.page_ins, *state.n_page_in, l.chosen, n);
+    state.stats->n_page_in  += count_selected(state.page_ins, *state.n_page_in, l.chosen_of(info), n);
     state.stats->n_copied   += *state.n_page_in;
 }
 

@@ -42,17 +42,22 @@ bool llama_kv_cache_infllm_context::apply() {
 
     const auto & ubatch = ubatches[i_cur];
 
-    seq_id = ubatch.seq_id[0][0];
-    p0     = ubatch.pos[0];
-    mem->begin_ubatch(seq_id, p0, ubatch.n_tokens);
-
-    const auto & seq   = mem->seqs[seq_id];
-    const auto & cells = mem->layers.cells;
+    n_tokens = ubatch.n_tokens/ubatch.n_seqs_unq;
+    streams.clear();
+    for (uint32_t i = 0; i < ubatch.n_tokens; i += n_tokens) {
+        streams.push_back({ ubatch.seq_id[i][0], uint32_t(ubatch.pos[i]) });
+    }
+    mem->begin_ubatch(streams, n_tokens);
 
     // used cells are a prefix; pad as llama_kv_cache does, so that graphs can be reused
-    const uint32_t n_used = seq.paging() ? cells.n_cells() : seq.get_n_tokens();
-    n_kv    = std::min<uint32_t>(mem->layers.n_cells_alloc(), GGML_PAD(n_used, 256));
-    n_block = seq.paging() ? std::min<uint32_t>(mem->layers.get_n_block_cap(), GGML_PAD(seq.get_n_offload(), 64)) : 0;
+    n_kv    = 0;
+    n_block = 0;
+    for (const auto & s : streams) {
+        const auto &   seq    = mem->seqs[s.seq_id];
+        const uint32_t n_used = seq.paging() ? mem->layers.cells.n_cells() : seq.get_n_tokens();
+        n_kv    = std::max(n_kv, std::min<uint32_t>(mem->layers.n_cells_alloc(), GGML_PAD(n_used, 256)));
+        n_block = std::max(n_block, std::min<uint32_t>(mem->layers.get_n_block_cap(), GGML_PAD(seq.get_n_offload(), 64)));
+    }
 
     return true;
 }
@@ -65,6 +70,10 @@ const llama_ubatch & llama_kv_cache_infllm_context::get_ubatch() const {
     return ubatches[i_cur];
 }
 
+uint32_t llama_kv_cache_infllm_context::get_n_stream(const llama_ubatch & ubatch) const {
+    return ubatch.n_tokens == ubatch.n_seqs_unq && mem->can_stream() ? ubatch.n_seqs_unq : 1;
+}
+
 uint32_t llama_kv_cache_infllm_context::get_n_chunk(uint32_t n_tokens) const {
     return n_tokens == 1 ? 1 : (n_tokens + mem->layers.cells.block_size - 2)/mem->layers.cells.block_size + 1;
 }
@@ -73,8 +82,10 @@ void llama_kv_cache_infllm_context::set_input_idxs(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<int64_t *>(dst->data);
 
-    for (int64_t i = 0; i < dst->ne[0]; ++i) {
-        data[i] = mem->layers.cells.cell(p0 + i);
+    for (const auto & s : streams) {
+        for (uint32_t i = 0; i < n_tokens; ++i) {
+            *data++ = cell0(s) + mem->layers.cells.cell(s.p0 + i);
+        }
     }
 }
 
@@ -134,13 +145,16 @@ static void add_distances(T * data, int64_t n_kv, int64_t n, const infllm::cell_
 void llama_kv_cache_infllm_context::set_input_kq_mask(ggml_tensor * dst, bool causal) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
-    const auto &   seq      = mem->seqs[seq_id];
-    const uint32_t ring_pos = mem->layers.cells.block_pos(seq.get_n_offload());
-
     const auto fill = [&](auto * data) {
-        fill_mask(data, dst->ne[0], dst->ne[1], mem->layers.cells, p0, ring_pos, seq.paging(), causal);
-        if (mem->model.hparams.use_alibi) {
-            add_distances(data, dst->ne[0], dst->ne[1], mem->layers.cells, p0, ring_pos, seq.paging(), seq.get_shift());
+        for (const auto & s : streams) {
+            const auto &   seq      = mem->seqs[s.seq_id];
+            const uint32_t ring_pos = mem->layers.cells.block_pos(seq.get_n_offload());
+
+            fill_mask(data, dst->ne[0], dst->ne[1], mem->layers.cells, s.p0, ring_pos, seq.paging(), causal);
+            if (mem->model.hparams.use_alibi) {
+                add_distances(data, dst->ne[0], dst->ne[1], mem->layers.cells, s.p0, ring_pos, seq.paging(), seq.get_shift());
+            }
+            data += dst->ne[0]*dst->ne[1];
         }
     };
     if (dst->type == GGML_TYPE_F16) {
@@ -155,6 +169,7 @@ void llama_kv_cache_infllm_context::set_input_w_sum(ggml_tensor * dst) const {
     auto * data = static_cast<float *>(dst->data);
 
     const auto &   cells  = mem->layers.cells;
+    const uint32_t p0     = streams[0].p0; // for a token each there is nothing to sum up
     const uint32_t block0 = p0 < cells.n_init ? 0 : cells.block_of(p0);
 
     std::fill_n(data, ggml_nelements(dst), 0.0f);
@@ -173,10 +188,12 @@ void llama_kv_cache_infllm_context::set_input_w_mean(ggml_tensor * dst) const {
 
     // counted from the end, where the question is
     std::fill_n(data, ggml_nelements(dst), 0.0f);
-    for (const uint32_t len : mem->get_selector().sub_lengths(ubatches[i_cur].n_tokens)) {
-        for (int64_t i1 = n; i1 > n - ubatches[i_cur].n_tokens; i1 -= len, data += n) {
-            const int64_t i0 = std::max<int64_t>(0, i1 - len);
-            std::fill(data + i0, data + i1, 1.0f/(i1 - i0));
+    for (size_t s = 0; s < streams.size(); ++s) {
+        for (const uint32_t len : mem->get_selector().sub_lengths(n_tokens)) {
+            for (int64_t i1 = n; i1 > n - n_tokens; i1 -= len, data += n) {
+                const int64_t i0 = std::max<int64_t>(0, i1 - len);
+                std::fill(data + i0, data + i1, 1.0f/(i1 - i0));
+            }
         }
     }
 }
@@ -186,7 +203,8 @@ void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
     auto * data = static_cast<float *>(dst->data);
 
     const auto &   cells = mem->layers.cells;
-    const uint32_t begin = cells.block_pos(mem->seqs[seq_id].get_n_offload());
+    const uint32_t p0    = streams[0].p0;
+    const uint32_t begin = cells.block_pos(mem->seqs[streams[0].seq_id].get_n_offload());
 
     std::fill_n(data, ggml_nelements(dst), 0.0f);
     for (uint32_t i = 0; i < dst->ne[1]; ++i) {
@@ -200,7 +218,7 @@ void llama_kv_cache_infllm_context::set_input_window(ggml_tensor * dst) const {
 void llama_kv_cache_infllm_context::set_input_scores(ggml_tensor * dst, int32_t il) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
-    std::vector<float> scores(mem->seqs[seq_id].get_n_offload());
+    std::vector<float> scores(mem->seqs[streams[0].seq_id].get_n_offload());
     mem->score(il, scores.size(), scores.data(), mem->score_user_data);
 
     const uint32_t n_repr = mem->get_params().n_repr;
@@ -213,25 +231,33 @@ void llama_kv_cache_infllm_context::set_input_scores(ggml_tensor * dst, int32_t 
 void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
 
-    const infllm::pager_info info = {
-        /*.seq      =*/ seq_id,
-        /*.p0       =*/ int32_t(p0),
-        /*.n_tokens =*/ int32_t(ubatches[i_cur].n_tokens),
-        /*.n_block  =*/ int32_t(mem->seqs[seq_id].get_n_offload()),
-        /*.agree    =*/ mem->get_selector().agrees() && !mem->has_scores(),
-        /*.place    =*/ mem->seqs[seq_id].get_place(),
-        /*.shift    =*/ int32_t(mem->seqs[seq_id].get_shift()),
-    };
-    std::memcpy(dst->data, &info, sizeof(info));
+    auto * data = static_cast<infllm::pager_info *>(dst->data);
+    for (size_t i = 0; i < streams.size(); ++i) {
+        const auto & seq = mem->seqs[streams[i].seq_id];
+        data[i] = {
+            /*.stream   =*/ int32_t(i),
+            /*.seq      =*/ streams[i].seq_id,
+            /*.p0       =*/ int32_t(streams[i].p0),
+            /*.n_tokens =*/ int32_t(n_tokens),
+            /*.n_block  =*/ int32_t(seq.get_n_offload()),
+            /*.agree    =*/ mem->get_selector().agrees() && !mem->has_scores(),
+            /*.place    =*/ seq.get_place(),
+            /*.shift    =*/ int32_t(seq.get_shift()),
+        };
+    }
 }
 
 void llama_kv_cache_infllm_context::set_input_key_idxs(ggml_tensor * dst) const {
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<int32_t *>(dst->data);
 
-    const uint32_t p1 = p0 + ubatches[i_cur].n_tokens;
-    for (int64_t i = 0; i < dst->ne[0]; ++i) {
-        data[i] = mem->layers.cells.cell(p1 - dst->ne[0] + i);
+    const uint32_t n_key = dst->ne[0]/streams.size();
+    for (const auto & s : streams) {
+        const uint32_t p1 = s.p0 + n_tokens;
+        for (uint32_t i = 0; i < n_key; ++i) {
+            // a stream beside others may have fewer; it has no blocks to search
+            *data++ = cell0(s) + (p1 + i < n_key ? 0 : mem->layers.cells.cell(p1 + i - n_key));
+        }
     }
 }
 
@@ -239,10 +265,12 @@ void llama_kv_cache_infllm_context::set_input_key_shift(ggml_tensor * dst) const
     GGML_ASSERT(ggml_backend_buffer_is_host(dst->buffer));
     auto * data = static_cast<int32_t *>(dst->data);
 
-    const auto & ubatch = ubatches[i_cur];
-    const auto   last   = ubatch.pos[ubatch.n_tokens - 1];
-    for (int64_t i = 0; i < dst->ne[0]; ++i) {
-        data[i] = int32_t(dst->ne[0] - 1 - i) - last;
+    const int64_t n_key = dst->ne[0]/streams.size();
+    for (const auto & s : streams) {
+        const int64_t p1 = s.p0 + n_tokens;
+        for (int64_t i = 0; i < n_key; ++i) {
+            *data++ = int32_t(n_key - i - p1); // minus its position
+        }
     }
 }
 

@@ -28,8 +28,8 @@ static void set_prec_f32(ggml_tensor * t) {
 #endif
 }
 
-ggml_tensor * llama_infllm_new_input(const llm_graph_context & graph, ggml_type type, int64_t ne0, int64_t ne1, const char * name) {
-    ggml_tensor * t = ggml_new_tensor_2d(graph.ctx0, type, ne0, ne1);
+ggml_tensor * llama_infllm_new_input(const llm_graph_context & graph, ggml_type type, llama_infllm_shape shape, const char * name) {
+    ggml_tensor * t = ggml_new_tensor_4d(graph.ctx0, type, shape.ne0, shape.ne1, shape.ne2, shape.ne3);
     ggml_set_input(t);
     ggml_set_name(t, name);
     return t;
@@ -40,11 +40,13 @@ ggml_tensor * llama_infllm_token_sum(ggml_context * ctx0, ggml_tensor * x, ggml_
         return x;
     }
 
-    ggml_tensor * x_t = ggml_cont(ctx0, ggml_permute(ctx0, x, 1, 2, 0, 3)); // [n_tokens, n_embd_head, n_head]
+    x = ggml_view_4d(ctx0, x, x->ne[0], x->ne[1], w->ne[0], w->ne[2], x->nb[1], x->nb[2], w->ne[0]*x->nb[2], 0);
 
-    ggml_tensor * res = ggml_mul_mat(ctx0, ggml_reshape_2d(ctx0, x_t, x_t->ne[0], x_t->ne[1]*x_t->ne[2]), w);
+    ggml_tensor * x_t = ggml_cont(ctx0, ggml_permute(ctx0, x, 1, 2, 0, 3)); // [n_tokens, n_embd_head, n_head, n_stream]
 
-    return ggml_reshape_3d(ctx0, res, x->ne[0], x->ne[1], w->ne[1]);
+    ggml_tensor * res = ggml_mul_mat(ctx0, ggml_reshape_3d(ctx0, x_t, x_t->ne[0], x_t->ne[1]*x_t->ne[2], x_t->ne[3]), w);
+
+    return ggml_reshape_3d(ctx0, res, x->ne[0], x->ne[1], w->ne[1]*w->ne[2]);
 }
 
 ggml_tensor * llama_infllm_head_sum(ggml_context * ctx0, ggml_tensor * x, int64_t n_head_repr) {
@@ -117,8 +119,8 @@ static void build_page_op(
         const llm_graph_context & graph,
         const llm_graph_input_attn_infllm * inp,
         const llama_infllm_layer & l,
-        ggml_tensor * q_sum,  // [n_embd_head_k, n_head, n_chunk], or nullptr
-        ggml_tensor * scores, // [n_row, n_sub], or nullptr
+        ggml_tensor * q_sum,  // [n_embd_head_k, n_head, n_chunk*n_stream], or nullptr
+        ggml_tensor * scores, // [n_row, n_sub, n_stream], or nullptr
         llama_infllm_pagers::op_kind kind) {
     auto & paging = inp->mctx_infllm->get_mem()->get_paging();
 
@@ -200,14 +202,13 @@ uint32_t llama_infllm_attn::get_n_kv() const {
 // all heads of the ubatch to its cells
 static ggml_tensor * build_cpy(
         const llm_graph_context & graph,
-        const llm_graph_input_attn_infllm * inp,
         ggml_tensor * cells, ggml_tensor * cur, ggml_tensor * idxs) {
     ggml_context * ctx0 = graph.ctx0;
     ggml_tensor  * dst  = cells;
 
     cur = ggml_view_2d(ctx0, cur, cur->ne[0]*cur->ne[1], cur->ne[2], cur->nb[2], 0);
     if (dst->ne[2] > 1) { // without a view backends can fuse this with the RoPE of K
-        dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1], dst->nb[1], inp->seq_id*dst->nb[2]);
+        dst = ggml_view_2d(ctx0, dst, dst->ne[0], dst->ne[1]*dst->ne[2], dst->nb[1], 0);
     }
     ggml_tensor * rows = ggml_set_rows(ctx0, dst, cur, idxs);
     llama_infllm_pin(graph, rows, cells);
@@ -219,22 +220,22 @@ ggml_tensor * llama_infllm_attn::cpy_k(ggml_context * ctx, ggml_tensor * k_cur, 
     if (!inp) {
         return mctx->cpy_k(ctx, k_cur, k_idxs, il);
     }
-    return build_cpy(graph, inp, inp->mctx_infllm->get_layers().get(il).k, k_cur, k_idxs);
+    return build_cpy(graph, inp->mctx_infllm->get_layers().get(il).k, k_cur, k_idxs);
 }
 
 ggml_tensor * llama_infllm_attn::cpy_v(ggml_context * ctx, ggml_tensor * v_cur, ggml_tensor * v_idxs, int32_t il) const {
     if (!inp) {
         return mctx->cpy_v(ctx, v_cur, v_idxs, il);
     }
-    return build_cpy(graph, inp, inp->mctx_infllm->get_layers().get(il).v, v_cur, v_idxs);
+    return build_cpy(graph, inp->mctx_infllm->get_layers().get(il).v, v_cur, v_idxs);
 }
 
-// the cells of the sequence that are in use
+// the cells in use, of each stream
 static ggml_tensor * build_resident(
         ggml_context * ctx0,
         const llm_graph_input_attn_infllm * inp,
         ggml_tensor * t, int64_t n_embd_head, int64_t n_head) {
-    return ggml_view_4d(ctx0, t, n_embd_head, n_head, inp->n_kv, 1,
+    return ggml_view_4d(ctx0, t, n_embd_head, n_head, inp->n_kv, inp->n_stream,
             ggml_row_size(t->type, n_embd_head), t->nb[1], t->nb[2], inp->seq_id*t->nb[2]);
 }
 
@@ -277,13 +278,14 @@ void llama_infllm_attn::build_page(int32_t il) const {
     ggml_tensor * q_sum  = l.shape.sums_queries() ? llama_infllm_token_sum(ctx0, q_cur, inp->w_sum) : nullptr;
     ggml_tensor * scores = nullptr;
     if (n_block > 0 && inp->has_scores) {
-        scores = llama_infllm_new_input(graph, GGML_TYPE_F32, n_row, 1, "infllm_inp_scores");
+        scores = llama_infllm_new_input(graph, GGML_TYPE_F32, { n_row }, "infllm_inp_scores");
         inp->scores.push_back({ il, scores });
     } else if (n_block > 0 && !again) {
         ggml_tensor * cur  = selector.build_search(graph, *inp, layers, l, q_cur);
-        ggml_tensor * repr = ggml_view_2d(ctx0, l.repr, l.repr->ne[0], n_row, l.repr->nb[1], inp->seq_id*l.repr->nb[2]);
+        ggml_tensor * repr = ggml_view_3d(ctx0, l.repr, l.repr->ne[0], n_row, inp->n_stream,
+                l.repr->nb[1], l.repr->nb[2], inp->seq_id*l.repr->nb[2]);
 
-        scores = ggml_mul_mat(ctx0, repr, cur); // [n_row, n_sub]
+        scores = ggml_mul_mat(ctx0, repr, cur); // [n_row, n_sub, n_stream]
         set_prec_f32(scores); // sums over all heads get large
         llama_infllm_pin(graph, scores, l.repr);
         graph.cb(scores, "infllm_scores", il);

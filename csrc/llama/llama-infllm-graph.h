@@ -8,17 +8,23 @@ struct llm_graph_context;
 
 // pieces of the compute graph
 
-ggml_tensor * llama_infllm_new_input(const llm_graph_context & graph, ggml_type type, int64_t ne0, int64_t ne1, const char * name);
+struct llama_infllm_shape {
+    int64_t ne0 = 1;
+    int64_t ne1 = 1;
+    int64_t ne2 = 1;
+    int64_t ne3 = 1;
+};
+ggml_tensor * llama_infllm_new_input(const llm_graph_context & graph, ggml_type type, llama_infllm_shape shape, const char * name);
 
 // What reads a resident buffer or its representative keys runs where they lie. Left to itself, the scheduler follows the
 // weights, which it lends to other backends for prompts (op_offload), and copies all that is read to there, for every ubatch.
 // llama_infllm_check_device() has seen that the device can do it.
 void llama_infllm_pin(const llm_graph_context & graph, ggml_tensor * op, const ggml_tensor * resident);
 
-// weighted sums over the tokens
-//   x   [n_embd_head, n_head, n_tokens]
-//   w   [n_tokens, n_sum], or nullptr for a single token
-//   res [n_embd_head, n_head, n_sum]
+// weighted sums over the tokens of each stream
+//   x   [n_embd_head, n_head, n_tokens*n_stream]
+//   w   [n_tokens, n_sum, n_stream], or nullptr for a single token
+//   res [n_embd_head, n_head, n_sum*n_stream]
 ggml_tensor * llama_infllm_token_sum(ggml_context * ctx0, ggml_tensor * x, ggml_tensor * w);
 
 // sums over the heads that share a head of the representative keys

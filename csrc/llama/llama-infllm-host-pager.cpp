@@ -124,7 +124,7 @@ struct pager {
     thread_barrier barrier;
 
     // of the threads of an op together
-    page_scratch          scratch = {};
+    std::vector<page_scratch> scratch; // [n_seq] of streams
     std::vector<uint64_t> scratch_data;
     std::vector<uint64_t> scratch_store;
     std::vector<uint16_t> repr;
@@ -133,7 +133,6 @@ struct pager {
 };
 
 static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_seq, uint64_t block_bytes) {
-    GGML_UNUSED(n_seq);
     GGML_UNUSED(block_bytes);
 
     auto * res = new pager;
@@ -145,10 +144,12 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
         size       = std::max(size,       page_scratch ::size(l));
         size_store = std::max(size_store, store_scratch::size(l));
     }
-    res->scratch_data .resize(size      /sizeof(uint64_t) + 1);
+    const size_t n = size/sizeof(uint64_t) + 1;
+    res->scratch_data .resize(n*n_seq);
     res->scratch_store.resize(size_store/sizeof(uint64_t) + 1);
-    if (n_layer > 0) {
-        res->scratch.init(layers[0], res->scratch_data.data());
+    res->scratch.resize(n_seq);
+    for (uint32_t s = 0; s < n_seq && n_layer > 0; ++s) {
+        res->scratch[s].init(layers[0], &res->scratch_data[s*n]);
     }
     return res;
 }
@@ -235,7 +236,7 @@ static void count(const pager * p, const pager_layer & l, const pager_info & inf
     }
     if (p->hooks->on_select) {
         const uint32_t n = std::min<uint32_t>(l.topk, info.n_block);
-        p->hooks->on_select(l, info, scores, count_selected(state.page_ins, *state.n_page_in, l.chosen, n));
+        p->hooks->on_select(l, info, scores, count_selected(state.page_ins, *state.n_page_in, l.chosen_of(info), n));
     }
 }
 
@@ -258,61 +259,108 @@ static void gather_remote(pager * p, const pager_layer & l, const pager_info & i
     }
 }
 
-static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
-    const auto * op     = static_cast<const page_op *>(userdata);
-    const auto & l      = *op->layer;
-    auto       * p      = op->p;
-    const auto & info   = *static_cast<const pager_info *>(dst->src[0]->data);
-    const auto * q      = l.sums_queries() ? dst->src[1] : nullptr;
-    const auto * scores = dst->src[q ? 2 : 1];
+// the inputs of a stream
+struct page_stream {
+    const pager_info & info;
 
-    if (op->sum_only) {
-        if (ith == 0) {
-            page_sum(single_thread(), l, info, static_cast<const float *>(q->data), q->nb[1]/sizeof(float), q->nb[2]/sizeof(float));
+    const float * q      = nullptr;
+    uint32_t      q_nb1  = 0;
+    uint32_t      q_nb2  = 0;
+    float       * scores = nullptr;
+    uint32_t      n_row  = 0;
+    uint32_t      n_sub  = 0;
+
+    page_stream(const ggml_tensor * dst, const pager_layer & l, uint32_t i) :
+        info(static_cast<const pager_info *>(dst->src[0]->data)[i]) {
+        const uint32_t n_stream = dst->src[0]->ne[1];
+        const auto *   t_q      = l.sums_queries() ? dst->src[1] : nullptr;
+        const auto *   t_scores = dst->src[t_q ? 2 : 1];
+        if (t_q) {
+            q_nb1 = t_q->nb[1]/sizeof(float);
+            q_nb2 = t_q->nb[2]/sizeof(float);
+            q     = static_cast<const float *>(t_q->data) + i*(t_q->ne[2]/n_stream)*q_nb2;
+        }
+        if (t_scores) {
+            scores = static_cast<float *>(t_scores->data) + i*(t_scores->nb[2]/sizeof(float));
+            n_row  = t_scores->ne[0];
+            n_sub  = t_scores->ne[1];
+        }
+    }
+
+    uint64_t n_scores() const { return uint64_t(n_row)*n_sub; }
+};
+
+template <typename Group>
+static void select(const Group & g, pager * p, const pager_layer & l, const page_stream & s) {
+    page_select(g, l, s.info, s.q, s.q_nb1, s.q_nb2, s.scores, s.n_row, s.n_sub, p->scratch[s.info.stream]);
+}
+
+// what follows the selection of a stream
+static void select_followers(pager * p, const page_op & op, const pager_info & info) {
+    const auto & l = *op.layer;
+
+    count(p, l, info, l.scores_of(info));
+    for (uint32_t i = 0; i < op.n_follower; ++i) {
+        page_select(single_thread(), *op.followers[i], info, nullptr, 0, 0, nullptr, 0, 0, p->scratch[info.stream]);
+        count(p, *op.followers[i], info, l.scores_of(info));
+    }
+}
+
+static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
+    const auto &   op       = *static_cast<const page_op *>(userdata);
+    const auto &   l        = *op.layer;
+    auto         * p        = op.p;
+    const uint32_t n_stream = dst->src[0]->ne[1];
+
+    if (op.sum_only) {
+        for (uint32_t i = ith; i < n_stream; i += nth) {
+            const page_stream s(dst, l, i);
+            page_sum(single_thread(), l, s.info, s.q, s.q_nb1, s.q_nb2);
         }
         return;
     }
 
     const graph_threads g(ith, nth, p->barrier);
 
-    const auto select = [&](const auto & group) {
-        page_select(group, l, info, q ? static_cast<const float *>(q->data) : nullptr,
-                q ? q->nb[1]/sizeof(float) : 0, q ? q->nb[2]/sizeof(float) : 0, scores ? static_cast<float *>(scores->data) : nullptr,
-                scores ? scores->ne[0] : 0, scores ? scores->ne[1] : 0, p->scratch);
-    };
-    const int64_t n_shared = 1 << 15; // fewer scores are looked through faster than threads wait for each other
-    if (scores && ggml_nelements(scores) >= n_shared) {
-        select(g);
-    } else if (ith == 0) {
-        select(single_thread());
-    }
-    if (!scores && !op->again) {
-        return;
-    }
-    if (ith == 0) {
-        count(p, l, info, l.scores);
-        for (uint32_t i = 0; i < op->n_follower; ++i) {
-            page_select(single_thread(), *op->followers[i], info, nullptr, 0, 0, nullptr, 0, 0, p->scratch);
-            count(p, *op->followers[i], info, l.scores);
+    const bool     pages    = page_stream(dst, l, 0).scores || op.again;
+    const uint64_t n_shared = 1 << 15; // fewer scores are looked through faster than threads wait for each other
+    const bool     in_turn  = p->hooks && p->hooks->on_select; // others must not be called at the same time
+    for (uint32_t i = 0; i < n_stream; ++i) {
+        const page_stream s(dst, l, i);
+        const bool shared = s.n_scores() >= n_shared && s.info.n_block > 0;
+        const bool mine   = uint32_t(ith) == (in_turn ? 0 : i%nth);
+        if (shared) {
+            select(g, p, l, s);
+        } else if (mine) {
+            select(single_thread(), p, l, s);
         }
+        if (mine && pages) {
+            select_followers(p, op, s.info);
+        }
+    }
+    if (!pages) {
+        return;
     }
     g.sync();
 
     // a thread's share of the page-ins
     const auto for_mine = [&](const auto & f) {
         uint32_t n_all = 0;
-        for (uint32_t j = 0; info.n_block > 0 && j <= op->n_follower; ++j) {
-            const auto &      of    = j == 0 ? l : *op->followers[j - 1];
-            const pager_state state = pager_state::of(of, info.seq);
-            for (uint32_t i = 0; i < *state.n_page_in; ++i) {
-                if (of.k ? n_all++%nth == uint32_t(ith) : ith == 0) {
-                    const uint8_t * block = stored_block(of, info, state.page_ins[i]);
-                    f(of, i, block, p->hooks && p->hooks->in_file(block));
+        for (uint32_t s = 0; s < n_stream; ++s) {
+            const auto & info = page_stream(dst, l, s).info;
+            for (uint32_t j = 0; info.n_block > 0 && j <= op.n_follower; ++j) {
+                const auto &      of    = j == 0 ? l : *op.followers[j - 1];
+                const pager_state state = pager_state::of(of, info.seq);
+                for (uint32_t i = 0; i < *state.n_page_in; ++i) {
+                    if (of.k ? n_all++%nth == uint32_t(ith) : ith == 0) {
+                        const uint8_t * block = stored_block(of, info, state.page_ins[i]);
+                        f(of, info, i, block, p->hooks && p->hooks->in_file(block));
+                    }
                 }
             }
         }
     };
-    for_mine([&](const pager_layer & of, uint32_t, const uint8_t * block, bool in_file) {
+    for_mine([&](const pager_layer & of, const pager_info &, uint32_t, const uint8_t * block, bool in_file) {
         if (in_file) {
             prefetch(block + of.offset, of.size());
         }
@@ -320,7 +368,7 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
 
     using clock = std::chrono::steady_clock;
     clock::duration time[2] = {}; // from memory, from files
-    for_mine([&](const pager_layer & of, uint32_t i, const uint8_t *, bool in_file) {
+    for_mine([&](const pager_layer & of, const pager_info & info, uint32_t i, const uint8_t *, bool in_file) {
         const auto begin = clock::now();
         if (of.k) {
             page_gather(host_thread(), of, info, i, 0, 1);
@@ -329,11 +377,11 @@ static void page(ggml_tensor * dst, int ith, int nth, void * userdata) {
         }
         time[in_file] += clock::now() - begin;
     });
-    if (ith == 0 && p->hooks && info.n_block > 0) { // the others take as long
+    if (ith == 0 && p->hooks) { // the others take as long
         const auto ns = [&](int i) { return std::chrono::duration_cast<std::chrono::nanoseconds>(time[i]).count(); };
 
         std::lock_guard<std::mutex> lock(*p->hooks->mutex);
-        auto * stats = pager_state::of(l, info.seq).stats;
+        auto * stats = pager_state::of(l, page_stream(dst, l, 0).info.seq).stats;
         stats->ns_memory += ns(0);
         stats->ns_file   += ns(1);
     }

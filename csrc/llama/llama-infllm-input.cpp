@@ -54,6 +54,7 @@ bool llm_graph_input_attn_infllm::can_reuse(const llm_graph_params & params) {
 
     return self_k_idxs->ne[0] == params.ubatch.n_tokens &&
         seq_id  == mctx_infllm->get_seq_id() &&
+        n_stream == mctx_infllm->get_n_stream(params.ubatch) &&
         n_kv    == mctx_infllm->get_n_kv() &&
         n_block == mctx_infllm->get_n_block() &&
         n_block_cap == mctx_infllm->get_layers().get_n_block_cap() &&
@@ -63,24 +64,26 @@ bool llm_graph_input_attn_infllm::can_reuse(const llm_graph_params & params) {
 
 static std::unique_ptr<llm_graph_input_attn_infllm> build_full(
         const llm_graph_context & graph, const llama_kv_cache_infllm_context * mctx) {
-    auto inp = std::make_unique<llm_graph_input_attn_infllm>(graph.hparams, graph.cparams, mctx);
+    const uint32_t n_stream = mctx->get_n_stream(graph.ubatch);
+
+    auto inp = std::make_unique<llm_graph_input_attn_infllm>(graph.hparams, graph.cparams, mctx, n_stream);
 
     const auto &  layers   = mctx->get_layers();
     const auto &  selector = *layers.selector;
-    const int64_t n_tokens = graph.n_tokens;
+    const int64_t n_tokens = graph.n_tokens/n_stream; // of each
 
     const auto new_input = [&](ggml_type type, int64_t ne0, int64_t ne1, const char * name) {
-        return llama_infllm_new_input(graph, type, ne0, ne1, name);
+        return llama_infllm_new_input(graph, type, { ne0, ne1 }, name);
     };
 
-    inp->self_k_idxs      = new_input(GGML_TYPE_I64, n_tokens, 1, "infllm_inp_idxs");
+    inp->self_k_idxs      = new_input(GGML_TYPE_I64, graph.n_tokens, 1, "infllm_inp_idxs");
     inp->self_v_idxs      = inp->self_k_idxs;
-    inp->self_kq_mask     = new_input(graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
-                                      mctx->get_n_kv(), n_tokens, "attn_inp_kq_mask");
+    inp->self_kq_mask     = llama_infllm_new_input(graph, graph.cparams.flash_attn ? GGML_TYPE_F16 : GGML_TYPE_F32,
+                                                   { mctx->get_n_kv(), n_tokens, 1, n_stream }, "attn_inp_kq_mask");
     inp->self_kq_mask_cnv = inp->self_kq_mask;
 
     if (layers.can_page()) {
-        inp->info = new_input(GGML_TYPE_I32, infllm::PAGER_INFO_SIZE, 1, "infllm_inp_info");
+        inp->info = new_input(GGML_TYPE_I32, infllm::PAGER_INFO_SIZE, n_stream, "infllm_inp_info");
         if (selector.sums_attention()) {
             inp->window = new_input(GGML_TYPE_F32, mctx->get_n_kv(), n_tokens, "infllm_inp_window");
         } else if (selector.sums_queries() && n_tokens > 1) {

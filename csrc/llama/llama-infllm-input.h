@@ -10,10 +10,12 @@ public:
     llm_graph_input_attn_infllm(
             const llama_hparams & hparams,
             const llama_cparams & cparams,
-            const llama_kv_cache_infllm_context * mctx) :
+            const llama_kv_cache_infllm_context * mctx,
+            uint32_t n_stream) :
         llm_graph_input_attn_kv(hparams, cparams, nullptr),
         mctx_infllm(mctx),
         seq_id(mctx->get_seq_id()),
+        n_stream(n_stream),
         n_kv(mctx->get_n_kv()),
         n_block(mctx->get_n_block()),
         n_block_cap(mctx->get_layers().get_n_block_cap()),
@@ -28,16 +30,17 @@ public:
     const llama_kv_cache_infllm_context * mctx_infllm;
 
     ggml_tensor * w_sum   = nullptr; // F32 [n_tokens, n_chunk]
-    ggml_tensor * w_mean  = nullptr; // F32 [n_tokens or n_key, n_sub]
+    ggml_tensor * w_mean  = nullptr; // F32 [tokens of a stream or n_key, n_sub, n_stream]
     ggml_tensor * q_shift = nullptr; // I32 [n_tokens]
-    ggml_tensor * key_idxs  = nullptr; // I32 [n_key], with search = keys
-    ggml_tensor * key_shift = nullptr; // I32 [n_key]
+    ggml_tensor * key_idxs  = nullptr; // I32 [n_key*n_stream], with search = keys
+    ggml_tensor * key_shift = nullptr; // I32 [n_key*n_stream]
     ggml_tensor * window  = nullptr; // F32 [n_kv, n_tokens], with published scores
-    ggml_tensor * info    = nullptr; // I32 [PAGER_INFO_SIZE]
+    ggml_tensor * info    = nullptr; // I32 [PAGER_INFO_SIZE, n_stream]
 
     std::vector<std::pair<int32_t, ggml_tensor *>> scores; // of layers, F32 [n_row, 1], where they are given from outside
 
-    const llama_seq_id seq_id;
+    const llama_seq_id seq_id;   // of the first stream
+    const uint32_t     n_stream; // sequences that have a token each, or 1
     const uint32_t     n_kv;
     const uint32_t     n_block;
     const uint32_t     n_block_cap; // representative keys lie elsewhere when it has grown

@@ -143,7 +143,7 @@ llama_infllm_layers::llama_infllm_layers(
 
         llama_infllm_check_device(dev, *this, l, hparams.attn_soft_cap ? hparams.f_attn_logit_softcapping : 0.0f, model.layers[il].attn_sinks);
 
-        paging.add_layer(l, dev, selector->n_sub_max(prm.n_ubatch), can_page(), [&](ggml_backend_buffer_type_t t) { return ctx_map.get(t); });
+        paging.add_layer(l, dev, selector->n_sub_max(prm.n_ubatch, prm.n_seq_max), can_page(), [&](ggml_backend_buffer_type_t t) { return ctx_map.get(t); });
 
         n_bytes += l.shape.size();
         map_layer_ids[il] = list.size();

@@ -214,7 +214,7 @@ void llama_infllm_page_control::set_trace(llama_infllm_trace_callback callback, 
                 /*.n_blocks   =*/ uint32_t(info.n_block),
                 /*.n_selected =*/ std::min(l.topk, uint32_t(info.n_block)),
                 /*.n_page_in  =*/ n_page_in,
-                /*.selected   =*/ l.chosen,
+                /*.selected   =*/ l.chosen_of(info),
                 /*.scores     =*/ scores,
             };
             trace(&event, trace_user_data);

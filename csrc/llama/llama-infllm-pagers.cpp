@@ -59,7 +59,7 @@ std::string llama_infllm_pagers::add_layer(
 
     // layers with one pager share what they agree on, and the tables
     l->group  = other - layers.begin();
-    l->chosen = other == layers.end() ? ggml_new_tensor_1d(ctx, GGML_TYPE_I32, shape.topk) : (*other)->chosen;
+    l->chosen = other == layers.end() ? ggml_new_tensor_2d(ctx, GGML_TYPE_I32, shape.topk, n_seq) : (*other)->chosen;
 
     const auto same = std::find_if(layers.begin(), layers.end(), [&](const auto & o) { return o->buft == buft && o->rope == rope; });
     if (same != layers.end()) {
@@ -116,7 +116,7 @@ void llama_infllm_pagers::make_blocks(ggml_context * ctx, uint32_t idx, uint32_t
     auto *     l       = find(idx);
     const auto & first = layers[l->group];
 
-    l->scores = ggml_new_tensor_1d(ctx, GGML_TYPE_F32, n_block);
+    l->scores = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_block, n_seq);
     l->sums   = l == first.get() ? ggml_new_tensor_2d(ctx, GGML_TYPE_F32, n_block, l->n_sub_max) : first->sums;
 }
 

@@ -129,8 +129,8 @@ private:
         bool is_follower = false;
 
         ggml_tensor * state;  // I8  [pager_state::size, n_seq]
-        ggml_tensor * chosen; // I32 [topk]
-        ggml_tensor * scores; // F32 [n_block_max], as made last
+        ggml_tensor * chosen; // I32 [topk, n_seq]
+        ggml_tensor * scores; // F32 [n_block_max, n_seq], as made last
         ggml_tensor * sums;   // F32 [n_block_max, n_sub_max], as made last
         ggml_tensor * rope_low  = nullptr; // F32 [n_rot, block_rotations::n_low]
         ggml_tensor * rope_high = nullptr; // F32 [n_rot, block_rotations::n_high]

@@ -31,8 +31,8 @@ uint32_t llama_infllm_selector::n_sub(uint32_t n_tokens) const {
     return res;
 }
 
-uint32_t llama_infllm_selector::n_sub_max(uint32_t n_ubatch) const {
-    return std::max(n_sub(n_ubatch), n_sub(std::min(n_ubatch, n_end())));
+uint32_t llama_infllm_selector::n_sub_max(uint32_t n_ubatch, uint32_t n_seq) const {
+    return std::max({ n_sub(n_ubatch), n_sub(std::min(n_ubatch, n_end())), n_seq*n_sub(1) });
 }
 
 //
@@ -51,9 +51,11 @@ public:
     }
 
     void build_inputs(const llm_graph_context & graph, llm_graph_input_attn_infllm & inp) const override {
-        inp.q_shift = llama_infllm_new_input(graph, GGML_TYPE_I32, graph.n_tokens, 1, "infllm_inp_q_shift");
-        if (graph.n_tokens > 1) {
-            inp.w_mean = llama_infllm_new_input(graph, GGML_TYPE_F32, graph.n_tokens, n_sub(graph.n_tokens), "infllm_inp_w_mean");
+        const int64_t n_tokens = graph.n_tokens/inp.n_stream;
+
+        inp.q_shift = llama_infllm_new_input(graph, GGML_TYPE_I32, { graph.n_tokens }, "infllm_inp_q_shift");
+        if (n_tokens > 1) {
+            inp.w_mean = llama_infllm_new_input(graph, GGML_TYPE_F32, { n_tokens, n_sub(n_tokens) }, "infllm_inp_w_mean");
         }
     }
 
@@ -62,7 +64,9 @@ public:
         if (const auto * rope = layers.get_rope(l)) {
             q = rope->build_undo(graph.ctx0, q, inp.q_shift);
         }
-        return llama_infllm_head_sum(graph.ctx0, llama_infllm_token_sum(graph.ctx0, q, inp.w_mean), l.shape.n_head_repr);
+        q = llama_infllm_head_sum(graph.ctx0, llama_infllm_token_sum(graph.ctx0, q, inp.w_mean), l.shape.n_head_repr);
+
+        return ggml_reshape_3d(graph.ctx0, q, q->ne[0], q->ne[1]/inp.n_stream, inp.n_stream);
     }
 };
 
@@ -105,11 +109,12 @@ public:
     }
 
     void build_inputs(const llm_graph_context & graph, llm_graph_input_attn_infllm & inp) const override {
-        const int64_t n_key = (graph.n_tokens + prm.n_score - 1)/prm.n_score*prm.n_score; // whole sub-chunks, with some before the ubatch
+        const int64_t n_tokens = graph.n_tokens/inp.n_stream;
+        const int64_t n_key    = (n_tokens + prm.n_score - 1)/prm.n_score*prm.n_score; // whole sub-chunks, with some before the ubatch
 
-        inp.key_idxs  = llama_infllm_new_input(graph, GGML_TYPE_I32, n_key, 1, "infllm_inp_key_idxs");
-        inp.key_shift = llama_infllm_new_input(graph, GGML_TYPE_I32, n_key, 1, "infllm_inp_key_shift");
-        inp.w_mean    = llama_infllm_new_input(graph, GGML_TYPE_F32, n_key, n_sub(graph.n_tokens), "infllm_inp_w_mean");
+        inp.key_idxs  = llama_infllm_new_input(graph, GGML_TYPE_I32, { n_key*inp.n_stream }, "infllm_inp_key_idxs");
+        inp.key_shift = llama_infllm_new_input(graph, GGML_TYPE_I32, { n_key*inp.n_stream }, "infllm_inp_key_shift");
+        inp.w_mean    = llama_infllm_new_input(graph, GGML_TYPE_F32, { n_key, n_sub(n_tokens), inp.n_stream }, "infllm_inp_w_mean");
     }
 
     ggml_tensor * build_search(const llm_graph_context & graph, const llm_graph_input_attn_infllm & inp,
@@ -117,7 +122,7 @@ public:
         GGML_UNUSED(q);
         ggml_context * ctx0 = graph.ctx0;
 
-        ggml_tensor * cur = ggml_view_2d(ctx0, l.k, l.k->ne[0], l.k->ne[1], l.k->nb[1], inp.seq_id*l.k->nb[2]);
+        ggml_tensor * cur = ggml_view_2d(ctx0, l.k, l.k->ne[0], l.k->ne[1]*l.k->ne[2], l.k->nb[1], 0);
         cur = ggml_get_rows(ctx0, cur, inp.key_idxs);
         llama_infllm_pin(graph, cur, l.k);
 
@@ -127,7 +132,9 @@ public:
         }
         cur = llama_infllm_head_sum(ctx0, llama_infllm_token_sum(ctx0, cur, inp.w_mean), l.shape.n_head_kv);
 
-        cur = ggml_sub(ctx0, cur, ggml_view_1d(ctx0, l.mean, l.mean->ne[0], inp.seq_id*l.mean->nb[2]));
+        cur = ggml_reshape_3d(ctx0, cur, cur->ne[0], cur->ne[1]/inp.n_stream, inp.n_stream);
+        cur = ggml_sub(ctx0, cur, ggml_view_3d(ctx0, l.mean, l.mean->ne[0], 1, inp.n_stream, l.mean->nb[1], l.mean->nb[2],
+                inp.seq_id*l.mean->nb[2]));
         llama_infllm_pin(graph, cur, l.mean);
 
         return cur;

@@ -54,20 +54,20 @@ public:
     // lengths of the sub-chunks that a ubatch is scored by, tokens
     virtual std::vector<uint32_t> sub_lengths(uint32_t n_tokens) const;
 
-    // sub-chunks of a ubatch, and of one of at most n_ubatch tokens
+    // sub-chunks of n_tokens of a stream, and of a ubatch of at most n_ubatch tokens of one, or a token of each of n_seq
     uint32_t n_sub    (uint32_t n_tokens) const;
-    uint32_t n_sub_max(uint32_t n_ubatch) const;
+    uint32_t n_sub_max(uint32_t n_ubatch, uint32_t n_seq) const;
 
     //
     // graph
     //
 
-    // the inputs that build_search() reads, of a ubatch that has blocks to search
+    // the inputs that build_search() reads, of a ubatch that has blocks to search; n_tokens of each stream
     virtual void build_inputs(const llm_graph_context & graph, llm_graph_input_attn_infllm & inp) const = 0;
 
     // what representative keys are multiplied with
     //   q   [n_embd_head_k, n_head, n_tokens]
-    //   res [n_embd_head_k*n_head_repr, n_sub]
+    //   res [n_embd_head_k*n_head_repr, n_sub, n_stream]
     virtual ggml_tensor * build_search(const llm_graph_context & graph, const llm_graph_input_attn_infllm & inp,
             const llama_infllm_layers & layers, const llama_infllm_layer & l, ggml_tensor * q) const = 0;
 

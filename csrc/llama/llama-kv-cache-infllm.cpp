@@ -84,15 +84,36 @@ std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & ba
         parts[s].p1 = plans[s].p1;
     }
     for (int32_t i = 0; i < batch.n_tokens; ++i) {
+        if (batch.n_seq_id[i] != 1) {
+            return fail("a token belongs to several sequences, but the sequences of the InfLLM memory share no cells: "
+                    "give each sequence its own tokens");
+        }
         auto & p = parts[batch.seq_id[i][0]];
         p.p1          += 1;
         p.n_outputs   += batch.logits[i] != 0;
         p.last_output  = batch.logits[i] != 0;
     }
 
+    const auto is_split = [&](int32_t i) { return batch.pos[i] < llama_pos(plans[batch.seq_id[i][0]].p1); };
+
+    // sequences that have one token left each, and follow on each other from that of token i on
+    const auto n_streams = [&](int32_t i) {
+        uint32_t n = 0;
+        for (llama_seq_id s = batch.seq_id[i][0]; i < batch.n_tokens && n < n_ubatch; ++i) {
+            if (batch.seq_id[i][0] == s && !is_split(i)) {
+                if (parts[s].p1 != plans[s].p1 + 1) {
+                    break;
+                }
+                n++;
+                s++;
+            }
+        }
+        return can_stream() ? n : 0;
+    };
+
     for (int32_t i = 0; ; ) {
         // the first token that is in no ubatch yet
-        while (i < batch.n_tokens && batch.pos[i] < llama_pos(plans[batch.seq_id[i][0]].p1)) {
+        while (i < batch.n_tokens && is_split(i)) {
             i++;
         }
         uint32_t n = n_ubatch;
@@ -105,35 +126,33 @@ std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & ba
             }
         }
 
-        auto ubatch = balloc.split_seq(n);
+        const uint32_t n_stream = i < batch.n_tokens ? n_streams(i) : 0;
+
+        // it takes the sequences that it has found when there are more than it is asked for
+        auto ubatch = n_stream > 1 ? balloc.split_equal(n_stream - 1, true, 0) : balloc.split_seq(n);
         if (ubatch.n_tokens == 0) {
             break;
         }
 
-        for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-            if (ubatch.n_seq_id[i] != 1) {
-                return fail("a token belongs to several sequences, but the sequences of the InfLLM memory share no cells: "
-                        "give each sequence its own tokens");
+        for (uint32_t j = 0; j < ubatch.n_tokens; j += ubatch.n_tokens/ubatch.n_seqs_unq) {
+            const llama_seq_id s  = ubatch.seq_id[j][0];
+            const uint32_t     p0 = plans[s].p1;
+            const uint32_t     p1 = p0 + ubatch.n_tokens/ubatch.n_seqs_unq;
+
+            if (ubatch.pos[j] != llama_pos(p0)) {
+                return fail(::format("the tokens of sequence %d start at position %d, but must follow on position %d",
+                        s, ubatch.pos[j], int(p0) - 1));
             }
-        }
+            if (p1 > layers.prm.n_ctx_seq) {
+                return fail(::format("sequence %d needs %u tokens, but n_ctx is %u per sequence: "
+                        "make the context larger or the text shorter", s, p1, layers.prm.n_ctx_seq));
+            }
 
-        const llama_seq_id s  = ubatch.seq_id[0][0];
-        const uint32_t     p0 = plans[s].p1;
-        const uint32_t     p1 = p0 + ubatch.n_tokens;
-
-        if (ubatch.pos[0] != llama_pos(p0)) {
-            return fail(::format("the tokens of sequence %d start at position %d, but must follow on position %d",
-                    s, ubatch.pos[0], int(p0) - 1));
+            const auto plan = llama_infllm_sequence::make_plan(layers.cells, p0, p1, plans[s].n_offload);
+            n_blocks_new += plan.n_offload - plans[s].n_offload;
+            n_block_max   = std::max(n_block_max, plan.n_offload);
+            plans[s] = plan;
         }
-        if (p1 > layers.prm.n_ctx_seq) {
-            return fail(::format("sequence %d needs %u tokens, but n_ctx is %u per sequence: "
-                    "make the context larger or the text shorter", s, p1, layers.prm.n_ctx_seq));
-        }
-
-        const auto plan = llama_infllm_sequence::make_plan(layers.cells, p0, p1, plans[s].n_offload);
-        n_blocks_new += plan.n_offload - plans[s].n_offload;
-        n_block_max   = std::max(n_block_max, plan.n_offload);
-        plans[s] = plan;
 
         ubatches.push_back(std::move(ubatch));
     }
@@ -463,12 +482,18 @@ uint32_t llama_kv_cache_infllm::check_slots() {
     return n_bad;
 }
 
-void llama_kv_cache_infllm::begin_ubatch(llama_seq_id seq_id, uint32_t p0, uint32_t n_tokens) {
-    last = { seq_id, p0 };
+bool llama_kv_cache_infllm::is_last_ubatch(llama_seq_id seq_id, llama_pos p0) const {
+    return std::any_of(last.begin(), last.end(), [&](const auto & s) { return s.seq_id == seq_id && llama_pos(s.p0) == p0; });
+}
+
+void llama_kv_cache_infllm::begin_ubatch(const std::vector<stream> & streams, uint32_t n_tokens) {
+    last = streams;
 
     paging->update();
-    auto & seq = seqs[seq_id];
-    seq.begin_ubatch(llama_infllm_sequence::make_plan(layers.cells, p0, p0 + n_tokens, seq.get_n_offload()));
+    for (const auto & s : streams) {
+        auto & seq = seqs[s.seq_id];
+        seq.begin_ubatch(llama_infllm_sequence::make_plan(layers.cells, s.p0, s.p0 + n_tokens, seq.get_n_offload()));
+    }
     update_gauges();
 }
 

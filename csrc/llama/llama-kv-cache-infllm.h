@@ -78,8 +78,8 @@ public:
 
     const llama_infllm_params & get_params() const { return layers.prm.infllm; }
 
-    // Split a batch into ubatches of one sequence, and see that all of it can be taken; if not, none, see
-    // llama_infllm_last_error(), and nothing is changed.
+    // Split a batch into ubatches, and see that all of it can be taken; if not, none, see llama_infllm_last_error(), and nothing
+    // is changed. A ubatch has tokens of one sequence, or one token of each of several that follow on each other (streams).
     std::vector<llama_ubatch> prepare(llama_batch_allocr & balloc, uint32_t n_ubatch);
 
     uint32_t get_n_seq() const { return seqs.size(); }
@@ -88,7 +88,10 @@ public:
     bool can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
 
     // whether the ubatch that was computed last begins at p0
-    bool is_last_ubatch(llama_seq_id seq_id, llama_pos p0) const { return last.seq_id == seq_id && llama_pos(last.p0) == p0; }
+    bool is_last_ubatch(llama_seq_id seq_id, llama_pos p0) const;
+
+    // whether a ubatch can have several streams
+    bool can_stream() const { return !get_selector().sums_attention() && !has_scores(); }
 
     bool get_stats(int32_t il, llama_infllm_stats & stats) const;
     void reset_stats() { paging->reset_stats(); }
@@ -128,10 +131,11 @@ private:
 
     std::vector<llama_infllm_sequence> seqs;
 
-    struct {
-        llama_seq_id seq_id = -1;
-        uint32_t     p0     = 0;
-    } last; // ubatch
+    struct stream {
+        llama_seq_id seq_id;
+        uint32_t     p0; // true position of its first token
+    };
+    std::vector<stream> last; // ubatch
 
     // guards what get_stats() reads
     mutable std::mutex    mutex;
@@ -143,7 +147,7 @@ private:
     llama_infllm_score_callback score           = nullptr;
     void *                      score_user_data = nullptr;
 
-    void begin_ubatch(llama_seq_id seq_id, uint32_t p0, uint32_t n_tokens);
+    void begin_ubatch(const std::vector<stream> & streams, uint32_t n_tokens); // of each
 
     // Take memory for n_blocks_new more blocks in the store, and for n_block of a sequence; throws, with nothing changed, if there
     // is none.
@@ -189,26 +193,29 @@ public:
     const llama_kv_cache_infllm * get_mem()    const { return mem; }
     const llama_infllm_layers   & get_layers() const { return mem->get_layers(); }
 
-    llama_seq_id get_seq_id() const { return seq_id; }
+    llama_seq_id get_seq_id() const { return streams.empty() ? 0 : streams[0].seq_id; } // of the first stream
     uint32_t     get_n_kv()   const { return n_kv; }    // cells that attention reads
     uint32_t     get_n_block()const { return n_block; } // padded blocks to score, 0 while nothing is paged
+
+    // streams that the graph of a ubatch has
+    uint32_t get_n_stream(const llama_ubatch & ubatch) const;
 
     uint32_t get_n_chunk(uint32_t n_tokens) const; // blocks of positions that a ubatch of n_tokens can touch
 
     //
-    // input API, for the current ubatch of n tokens
+    // input API, for the current ubatch: n tokens of each of n_stream streams
     //
 
-    void set_input_idxs   (ggml_tensor * dst) const; // I64 [n] cells to write
-    void set_input_kq_mask(ggml_tensor * dst, bool causal) const; // F16/F32 [n_kv, n]
+    void set_input_idxs   (ggml_tensor * dst) const; // I64 [n*n_stream] cells to write
+    void set_input_kq_mask(ggml_tensor * dst, bool causal) const; // F16/F32 [n_kv, n, 1, n_stream]
     void set_input_w_sum  (ggml_tensor * dst) const; // F32 [n, n_chunk] weights: sum over the block of positions
-    void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub]   weights: mean over the sub-chunk (n_key instead of n)
+    void set_input_w_mean (ggml_tensor * dst) const; // F32 [n, n_sub, n_stream] weights: mean over the sub-chunk (n_key instead of n)
     void set_input_window (ggml_tensor * dst) const; // F32 [n_kv, n]     weights: 1 for tokens in the query's local window
-    void set_input_q_shift(ggml_tensor * dst) const; // I32 [n] rotation that brings each query to one distance
-    void set_input_key_idxs (ggml_tensor * dst) const; // I32 [n_key] cells of the tokens whose keys are searched for
-    void set_input_key_shift(ggml_tensor * dst) const; // I32 [n_key] rotation that undoes the RoPE of each
+    void set_input_q_shift(ggml_tensor * dst) const; // I32 [n*n_stream] rotation that brings each query to one distance
+    void set_input_key_idxs (ggml_tensor * dst) const; // I32 [n_key*n_stream] cells of the tokens whose keys are searched for
+    void set_input_key_shift(ggml_tensor * dst) const; // I32 [n_key*n_stream] rotation that undoes the RoPE of each
     void set_input_scores (ggml_tensor * dst, int32_t il) const; // F32 [n_repr*n_block_pad, 1] given from outside
-    void set_input_info   (ggml_tensor * dst) const; // I32 [PAGER_INFO_SIZE] what devices that page must know of the ubatch
+    void set_input_info   (ggml_tensor * dst) const; // I32 [PAGER_INFO_SIZE, n_stream] what devices that page must know of the ubatch
 
 private:
     const llama_memory_status status;
@@ -220,8 +227,12 @@ private:
     std::vector<llama_ubatch> ubatches;
 
     // of the current ubatch
-    llama_seq_id seq_id  = 0;
-    uint32_t     p0      = 0; // true position of its first token
-    uint32_t     n_kv    = 0;
-    uint32_t     n_block = 0;
+    std::vector<llama_kv_cache_infllm::stream> streams;
+
+    uint32_t n_tokens = 0; // of each
+    uint32_t n_kv     = 0; // of the longest
+    uint32_t n_block  = 0;
+
+    // cells of the resident buffers of all sequences, of which a stream's begin here
+    int64_t cell0(const llama_kv_cache_infllm::stream & s) const { return int64_t(s.seq_id)*mem->layers.n_cells_alloc(); }
 };

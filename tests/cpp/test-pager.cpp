@@ -358,7 +358,7 @@ TEST(PageSelect, EqualsPlainModelOverManySteps) {
             }
         }
 
-        const pager_info info = { int32_t(s), 4, 1, int32_t(n_block[s]), 0, PLACE_UPDATE, 0 };
+        const pager_info info = { 0, int32_t(s), 4, 1, int32_t(n_block[s]), 0, PLACE_UPDATE, 0 };
         page_select(single_thread(), t.l, info, q.data(), t.l.n_embd_head_k, uint32_t(q.size()), scores.data(), n_row, n_sub,
                 scratch);
         page_count(t.l, info);
@@ -406,7 +406,7 @@ TEST(PageSelect, ManyThreadsDoAsOne) {
             }
         }
         const int32_t    p0   = 4 + 5*step;
-        const pager_info info = { 0, p0, 5, std::min(step, 64), step%2, pager_place(step%7%3), 0 };
+        const pager_info info = { 0, 0, p0, 5, std::min(step, 64), step%2, pager_place(step%7%3), 0 };
         for (test_layer * t : { &one, &many }) {
             t->l.first = step%6 < 2;
             page_scratch scratch = {};
@@ -438,7 +438,7 @@ TEST(PageSelect, QueriesAddUpPerBlock) {
     page_scratch scratch = {};
     scratch.init(t.l, t.scratch.data());
     const auto feed = [&](int32_t p0, int32_t n) {
-        page_select(single_thread(), t.l, { 0, p0, n, 0, 0, PLACE_UPDATE, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
+        page_select(single_thread(), t.l, { 0, 0, p0, n, 0, 0, PLACE_UPDATE, 0 }, q.data(), t.l.n_embd_head_k, uint32_t(q.size()/2), nullptr, 0, 0, scratch);
     };
     const float * q_sum = t.state_of().sums;
 
@@ -475,7 +475,7 @@ TEST(Pager, StoreAndGatherBringTheSameBytes) {
             t.blocks[block] = data;
             *t.state_of().n_page_in = 1;
             t.state_of().page_ins[0] = { int32_t(block), 3 };
-            const pager_info info = { 0, 0, 1, int32_t(block) + 1, 0, PLACE_UPDATE, 0 };
+            const pager_info info = { 0, 0, 0, 1, int32_t(block) + 1, 0, PLACE_UPDATE, 0 };
             for (uint32_t part = 0; part < 5; ++part) {
                 run_group(n_thread, [&](const thread_group & g) { page_gather(g, t.l, info, 0, part, 5); });
             }
@@ -566,7 +566,7 @@ TEST(Pager, GatherRotatesToTheSlot) {
                 expected.push_back(t.k_row(i));
                 t.rot_block.by(2 + int64_t(shift) - block).apply(expected.back().data(), t.l.n_head_kv, t.l.n_embd_head_k);
             }
-            const pager_info info = { 0, 0, 1, int32_t(block) + 1, 0, PLACE_UPDATE, int32_t(shift) };
+            const pager_info info = { 0, 0, 0, 1, int32_t(block) + 1, 0, PLACE_UPDATE, int32_t(shift) };
             run_group(2, [&](const thread_group & g) { page_gather(g, t.l, info, 0, 0, 1); });
             for (uint32_t i = 0; i < t.l.cells.block_size; ++i) {
                 const auto row = t.k_row(t.l.cells.slot_cell(2) + i);
