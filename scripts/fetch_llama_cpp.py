@@ -51,6 +51,7 @@ KEEP = (
     "tests/test-llama-archs.cpp",
     "tests/test-save-load-state.cpp",
     "tests/test-state-restore-fragmented.cpp",
+    "tools/batched-bench/",
     "tools/llama-bench/",
     "tools/mtmd/",
     "tools/perplexity/",

@@ -70,6 +70,14 @@ static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_
     return res;
 }
 
+static void zero_others(ggml_context * ctx, const std::vector<const ggml_tensor *> & of_sequences) {
+    for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
+        if (std::find(of_sequences.begin(), of_sequences.end(), t) == of_sequences.end()) {
+            ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
+        }
+    }
+}
+
 static uint32_t n_block_ctx(const llama_infllm_memory_params & prm, const infllm::cell_layout & cells) {
     if (prm.n_ctx_seq <= cells.n_cells()) {
         return 0;
@@ -92,7 +100,8 @@ llama_infllm_layers::llama_infllm_layers(
     n_chunk(cells.n_cells()/cells.block_size + 2),
     selector(llama_infllm_selector::make(prm.infllm)),
     model(model),
-    paging(paging) {
+    paging(paging),
+    used(prm.n_seq_max) {
 
     const auto & hparams = model.hparams;
 
@@ -155,7 +164,11 @@ llama_infllm_layers::llama_infllm_layers(
                 "\": no layer of it attends to all tokens");
     }
 
-    // zeroed, since attention reads unused cells before it masks them
+    std::vector<const ggml_tensor *> cells_of;
+    for (const auto & l : list) {
+        cells_of.push_back(l.k);
+        cells_of.push_back(l.v);
+    }
     for (auto & [buft, ctx] : ctx_map) {
         ggml_backend_buffer_ptr buf = allocate(ctx.get(), buft, hparams.no_alloc);
         if (!buf) {
@@ -166,7 +179,9 @@ llama_infllm_layers::llama_infllm_layers(
         }
         LLAMA_LOG_INFO("%s: %10s resident buffer size = %8.2f MiB\n", __func__,
                 ggml_backend_buffer_name(buf.get()), ggml_backend_buffer_get_size(buf.get())/1024.0/1024.0);
-        ggml_backend_buffer_clear(buf.get(), 0);
+        if (!hparams.no_alloc) {
+            zero_others(ctx.get(), cells_of);
+        }
         ctxs_bufs.emplace_back(std::move(ctx), std::move(buf));
     }
 
@@ -271,7 +286,9 @@ bool llama_infllm_layers::grow(uint32_t n_block) {
         if (!buf) {
             return false;
         }
-        ggml_backend_buffer_clear(buf.get(), 0);
+        if (!model.hparams.no_alloc) {
+            zero_others(ctx.get(), { reprs.begin(), reprs.end() });
+        }
         made.emplace_back(std::move(ctx), std::move(buf));
     }
 
@@ -280,6 +297,13 @@ bool llama_infllm_layers::grow(uint32_t n_block) {
     }
 
     const auto & n_stored = paging.get_n_stored();
+    for (size_t s = 0; s < used.size() && !model.hparams.no_alloc; ++s) {
+        for (auto * repr : reprs) {
+            if (used[s] && repr) {
+                zero(repr, s);
+            }
+        }
+    }
     for (auto & l : list) {
         for (size_t s = 0; l.repr && s < n_stored.size(); ++s) {
             bytes.resize(n_stored[s]*prm.infllm.n_repr*l.repr->nb[1]);
@@ -300,17 +324,38 @@ bool llama_infllm_layers::is_resident(const ggml_tensor * t) const {
     });
 }
 
-void llama_infllm_layers::zero() {
+void llama_infllm_layers::zero(ggml_tensor * t, llama_seq_id id) {
+    ggml_backend_tensor_memset(t, 0, id*t->nb[2], t->nb[2]);
+}
+
+void llama_infllm_layers::use_seq(llama_seq_id id) {
+    if (used[id]) {
+        return;
+    }
+    used[id] = true;
+
+    // attention reads unused cells before it masks them
     for (const auto & l : list) {
-        for (ggml_tensor * t : { l.k, l.v, l.repr, l.mean }) {
+        for (ggml_tensor * t : { l.k, l.v, l.repr }) {
             if (t) {
-                ggml_backend_tensor_memset(t, 0, 0, ggml_nbytes(t));
+                zero(t, id);
             }
         }
     }
 }
 
+void llama_infllm_layers::zero() {
+    for (llama_seq_id s = 0; s < llama_seq_id(used.size()); ++s) {
+        if (used[s]) {
+            used[s] = false;
+            use_seq(s);
+        }
+    }
+}
+
 void llama_infllm_layers::copy_seq(llama_seq_id src, llama_seq_id dst) {
+    use_seq(src);
+    used[dst] = true;
     for (const auto & l : list) {
         for (ggml_tensor * t : { l.k, l.v, l.repr, l.mean }) {
             if (t) {

@@ -104,6 +104,10 @@ public:
     // make room for n_block blocks of every sequence; false: not enough memory, nothing is changed
     bool grow(uint32_t n_block);
 
+    // Before a sequence is used for the first time. Its part of the tensors has not been touched until then: on the CPU it takes
+    // no memory.
+    void use_seq(llama_seq_id id);
+
     void zero();
     void copy_seq(llama_seq_id src, llama_seq_id dst);
 
@@ -134,10 +138,14 @@ private:
     size_t   n_bytes     = 0;
     uint32_t n_block_cap = 0;
 
+    std::vector<bool> used; // [n_seq_max]
+
     contexts_buffers ctxs_bufs;
     contexts_buffers ctxs_bufs_blocks; // what grows with the number of blocks
 
     std::vector<uint8_t> bytes; // work space
+
+    void zero(ggml_tensor * t, llama_seq_id id);
 
     int32_t add_rope(const llama_infllm_key & key);
 

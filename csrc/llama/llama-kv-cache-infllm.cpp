@@ -396,7 +396,9 @@ void llama_kv_cache_infllm::state_read(llama_io_read_i & io, llama_seq_id seq_id
         }
     }
     for (auto & state : states) {
-        seqs[seq_id < 0 ? state.id : seq_id].load(state);
+        const llama_seq_id id = seq_id < 0 ? state.id : seq_id;
+        layers.use_seq(id);
+        seqs[id].load(state);
     }
     update();
 }
@@ -492,6 +494,7 @@ void llama_kv_cache_infllm::begin_ubatch(const std::vector<stream> & streams, ui
     paging->update();
     for (const auto & s : streams) {
         auto & seq = seqs[s.seq_id];
+        layers.use_seq(s.seq_id);
         seq.begin_ubatch(llama_infllm_sequence::make_plan(layers.cells, s.p0, s.p0 + n_tokens, seq.get_n_offload()));
     }
     update_gauges();

@@ -223,7 +223,7 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="passkey, needle, multi-needle, kv-retrieval, perplexity, divergence.",
+            help="passkey, multi-passkey, needle, multi-needle, kv-retrieval, perplexity, divergence.",
             show_default="passkey",
         ),
     ] = None,

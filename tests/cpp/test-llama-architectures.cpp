@@ -143,6 +143,24 @@ std::vector<float> feed(llama_context * ctx, const std::vector<llama_token> & to
     return res;
 }
 
+// logits of a token of sequence 0 and of one of sequence 1, in one batch
+std::vector<float> feed_both(llama_context * ctx, const std::vector<llama_token> & tokens, const std::vector<llama_pos> & pos) {
+    const int n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+
+    common_batch batch(ctx);
+    for (size_t s = 0; s < tokens.size(); ++s) {
+        batch.add(tokens[s], pos[s], llama_seq_id(s), true);
+    }
+    EXPECT_EQ(llama_process(ctx, LLAMA_PROCESS_TYPE_DECODE, batch.get()), 0) << llama_infllm_last_error();
+
+    std::vector<float> res;
+    for (size_t s = 0; s < tokens.size(); ++s) {
+        const float * logits = llama_get_logits_ith(ctx, int32_t(s));
+        res.insert(res.end(), logits, logits + n_vocab);
+    }
+    return res;
+}
+
 llama_model_ptr load(const arch_case & c) {
     auto               mprm    = llama_model_default_params();
     ggml_backend_dev_t devices = nullptr;
@@ -320,6 +338,31 @@ TEST_P(LlamaArch, IsComputedAsPlainWhileItFitsOrRefused) {
             again = feed(two.get(), tokens, p, p + N_UBATCH, 1);
         }
         EXPECT_EQ(again, last);
+
+        // a token of both at a time, and of each by itself
+        const llama_context_ptr apart(llama_infllm_init_from_model(model.get(), cprm_two, small_params(position)));
+        ASSERT_TRUE(apart) << llama_infllm_last_error();
+        for (const auto & c : { two.get(), apart.get() }) {
+            llama_memory_clear(llama_get_memory(c), true);
+            feed(c, reversed, 0, half, 0);
+            feed(c, tokens,   0, half + 8, 1);
+        }
+        double diff = 0.0;
+        double norm = 0.0;
+        for (uint32_t i = 0; i < 4; ++i) {
+            auto expected = feed(apart.get(), reversed, half + i, half + i + 1, 0);
+            for (const float x : feed(apart.get(), tokens, half + 8 + i, half + 9 + i, 1)) {
+                expected.push_back(x);
+            }
+            const auto found = feed_both(two.get(), { reversed[half + i], tokens[half + 8 + i] }, { half + llama_pos(i), half + 8 + llama_pos(i) });
+            ASSERT_EQ(found.size(), expected.size());
+            for (size_t j = 0; j < found.size(); ++j) {
+                diff += std::pow(found[j] - expected[j], 2.0);
+                norm += std::pow(expected[j], 2.0);
+            }
+        }
+        EXPECT_LT(diff/norm, 1e-4); // sums are in another order
+        EXPECT_EQ(llama_infllm_check_slots(two.get()), 0u);
 
         // further back than a window reaches, nothing can be followed on; else the rest is whole
         if (llama_memory_seq_rm(mem, 0, half, -1)) {

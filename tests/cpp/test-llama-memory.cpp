@@ -5,6 +5,7 @@
 #include "llama-infllm.h"
 
 #include <algorithm>
+#include <fstream>
 
 namespace {
 
@@ -122,6 +123,38 @@ TEST_P(Memory, WhatCannotFitIsRefusedWithItsSize) {
     EXPECT_NE(error.find("MiB"),     std::string::npos) << error;
     EXPECT_NE(error.find("n_local"), std::string::npos) << error;
 }
+
+#ifdef __linux__
+static size_t resident_bytes() {
+    size_t n_all = 0;
+    size_t n     = 0;
+    std::ifstream("/proc/self/statm") >> n_all >> n;
+    return n*size_t(sysconf(_SC_PAGESIZE));
+}
+
+TEST_P(Memory, ASequenceTakesNoneBeforeItIsUsed) {
+    const uint32_t n_seq = 32;
+
+    auto prm  = small_params();
+    auto cprm = context_params(n_seq*100000);
+    cprm.n_seq_max = n_seq;
+    prm.n_local    = 8192; // beyond what this model is trained for
+    prm.position   = LLAMA_INFLLM_POSITION_TRUE;
+    prm.paging     = GetParam();
+
+    const size_t before = resident_bytes();
+    const context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, prm));
+    ASSERT_TRUE(ctx) << llama_infllm_last_error();
+    const size_t each = (stats(ctx.get()).bytes_resident + stats(ctx.get()).bytes_repr)/n_seq;
+    const size_t made = resident_bytes();
+    EXPECT_LT(made - before, (n_seq/4)*each);
+
+    feed(ctx.get(), 100, 1); // sequence 0
+    const size_t fed = resident_bytes();
+    EXPECT_GT(fed - made, each/2);
+    EXPECT_LT(fed - made, 4*each);
+}
+#endif
 
 TEST_P(Memory, ATextIsRefusedBeforeItIsRead) {
     auto prm = small_params();

@@ -19,7 +19,7 @@ from ..llama import Llama, ProgressCallback
 from ..passkey import is_right
 from .methods import load_method
 from .prose import load_prose
-from .tasks import N_ANSWER, OF_TEXT, Haystack, Question, fill
+from .tasks import N_ANSWER, OF_TEXT, WHOLE, Haystack, Question, fill
 
 BUCKET = 2048  # tokens of a bucket of perplexity
 STEP = 256  # tokens whose logits are in memory at a time
@@ -57,7 +57,7 @@ class Plan:
         """Depth and seed of every sample, deepest first: the next text begins with what is stored."""
         if task in OF_TEXT:
             return [(0.0, self.seed)]
-        n_depth = 1 if task == "multi-needle" else self.depths
+        n_depth = 1 if task in WHOLE else self.depths
         n_text = 1 if task == "kv-retrieval" else n_depth  # there the depth says only what is asked
         return [
             ((i + 0.5) / n_depth, self.seed + sample * n_text + i % n_text)
@@ -130,7 +130,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     todo = [item for item in wanted if key_of(head(*item)) not in done]
     cut_off = output.exists() and output.read_bytes()[-1:] not in (b"", b"\n")
     n_total, n_done = sum(item[0][2] for item in todo), 0
-    prose = load_prose(plan.text) if any(task != "passkey" for _, task, _, _ in todo) else ""
+    prose = load_prose(plan.text) if any(not task.endswith("passkey") for _, task, _, _ in todo) else ""
 
     llm: Llama | None = None
     haystack: Haystack | None = None

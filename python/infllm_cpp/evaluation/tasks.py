@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..passkey import make_passkey_prompt
+from ..passkey import FILLER, TASK, make_passkey_prompt
 from .prose import sentences
 
 Tokenize = Callable[..., list[int]]
@@ -93,6 +93,23 @@ def passkey(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> Sampl
     return Sample(tokens, [Question([], key)])
 
 
+def multi_passkey(haystack: Haystack, n_tokens: int, depth: float, seed: int, n: int = 10) -> Sample:
+    """Numbers in a text of no meaning, each of a city, at `n` depths, all of them asked; `depth` is not used."""
+    rng = random.Random(seed)
+    keys = [(city, str(rng.randint(10000, 99999))) for city in rng.sample(CITIES, n)]
+    facts = [
+        (
+            f"The pass key of {city} is {key}. Remember it. {key} is the pass key of {city}.",
+            f" What was the pass key of {city} again? The pass key of {city} is",
+            key,
+        )
+        for city, key in keys
+    ]
+    filler = Haystack(haystack.tokenize, FILLER)
+    filler.begin = haystack.begin + haystack.encode(TASK.strip())
+    return _with_questions(filler, n_tokens, facts, [(i + 0.5) / n for i in range(n)])
+
+
 def _facts(seed: int, n: int) -> Iterator[tuple[str, str, str]]:
     """Fact, question, answer: n cities with a food each."""
     rng = random.Random(seed)
@@ -151,10 +168,13 @@ def kv_retrieval(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> 
 
 RETRIEVAL: dict[str, Callable[[Haystack, int, float, int], Sample]] = {
     "passkey": passkey,
+    "multi-passkey": multi_passkey,
     "needle": needle,
     "multi-needle": multi_needle,
     "kv-retrieval": kv_retrieval,
 }
+WHOLE = ("multi-needle", "multi-passkey")
+"""Tasks that ask for all depths of one text."""
 OF_TEXT = ("perplexity", "divergence")
 """Tasks that ask nothing, but look at the logits of every token."""
 TASKS = (*RETRIEVAL, *OF_TEXT)
