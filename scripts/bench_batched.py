@@ -3,8 +3,8 @@
     python scripts/bench_batched.py --bin build/test/bin
     python scripts/bench_batched.py --bin build/test/bin --lengths 512,8192 --sequences 1,2,4,8,16 --repeats 3
 
-All sequences have the same text of `length` tokens, which is read once and copied; then each decodes `--n-decode`
-tokens, all in one batch. Decoding is printed, tokens per second of all sequences together, as medians.
+All sequences have the same text of `length` tokens, which is read once and copied; then each decodes
+`--n-decode` tokens, all in one batch. Decoding is printed, tokens per second of all together, as medians.
 """
 
 from __future__ import annotations
@@ -50,9 +50,8 @@ def main() -> None:
 
     model = args.model or str(fetch_demo_model())
     sequences = [int(n) for n in args.sequences.split(",")]
-    print(
-        f"{'tokens':>8} {'sequences':>10} {'plain':>10} {'infllm':>10} {'ratio':>8}   tok/s, {Path(model).name}"
-    )
+    print(f"decoding, tok/s, {Path(model).name}")
+    print(f"{'tokens':>8} {'sequences':>10} {'plain':>10} {'infllm':>10} {'ratio':>8}")
     for length in map(int, args.lengths.split(",")):
         runs: dict[str, list[dict[int, float]]] = {"0": [], args.infllm: []}
         for _ in range(args.repeats):

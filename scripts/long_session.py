@@ -3,8 +3,8 @@
     python scripts/long_session.py --n-tokens 1000000 --path book.session
     python scripts/long_session.py --n-tokens 1000000 --path book.session --ram 1024
 
-The text is `multi-passkey` of `infllm eval`: ten numbers, each of a city, all over a text of no meaning. It is
-saved as it is read, and what is interrupted goes on. The questions are asked by another process, which opens
+The text is `multi-passkey` of `infllm eval`: ten numbers, each of a city, all over a text of no meaning. It
+is saved as it is read, and what is interrupted goes on. The questions are asked by another process, which opens
 the file; with `--ram MIB` the system gives that process so much memory, with what it has of files in the
 cache: it runs in a control group of its own (Linux, version 1, as root).
 """
@@ -92,16 +92,16 @@ def ask(args: argparse.Namespace) -> None:
             stats = llm.stats()
             assert stats is not None
             print(
-                f"{question.answer}  {answer.strip()[:12]!r:<16}{'right' if right else 'wrong'}  {seconds:.2f} s, "
-                f"{stats.n_page_in:,} page-ins, {stats.n_page_in_file:,} from the file",
+                f"{question.answer}  {answer.strip()[:12]!r:<16}{'right' if right else 'wrong'}  "
+                f"{seconds:.2f} s, {stats.n_page_in:,} page-ins, {stats.n_page_in_file:,} from the file",
                 flush=True,
             )
         stats = llm.stats()
         assert stats is not None
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(
-            f"{n_right} of {len(sample.questions)} are right; most memory {memory / 1024:.0f} MiB with what is mapped, "
-            f"store {stats.bytes_store / 2**20:,.0f} MiB, file {args.path.stat().st_size / 2**20:,.0f} MiB"
+            f"{n_right} of {len(sample.questions)} are right; most memory {memory / 1024:.0f} MiB "
+            f"with what is mapped, store {stats.bytes_store / 2**20:,.0f} MiB, file {args.path.stat().st_size / 2**20:,.0f} MiB"
         )
 
 

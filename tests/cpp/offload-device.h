@@ -155,6 +155,9 @@ private:
         iface.graph_compute = [](ggml_backend_t b, ggml_cgraph * graph) {
             for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
                 const ggml_tensor * node = ggml_graph_node(graph, i);
+                if (node->op == GGML_OP_VIEW) {
+                    continue; // computes nothing, and is in whatever split it comes to lie in
+                }
                 bool ok = is_mine(b, node);
                 for (const ggml_tensor * src : node->src) {
                     ok = ok && (!src || is_mine(b, src));

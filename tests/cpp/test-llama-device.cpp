@@ -137,6 +137,14 @@ protected:
             const auto logits = feed(ctx.get(), n);
             res.logits.insert(res.logits.end(), logits.begin(), logits.end());
         }
+        // others beside it, a token of each at a time
+        for (uint32_t s = 1; s < cprm.n_seq_max; ++s) {
+            feed(ctx.get(), 50 + 60*s, llama_seq_id(s));
+        }
+        for (int i = 0; i < 4 && cprm.n_seq_max > 1; ++i) {
+            const auto logits = step(ctx.get(), cprm.n_seq_max);
+            res.logits.insert(res.logits.end(), logits.begin(), logits.end());
+        }
         res.n_page_in = get_stats(ctx.get()).n_page_in;
         res.n_bad     = llama_infllm_check_slots(ctx.get());
         return res;
@@ -163,6 +171,31 @@ protected:
 
         const float * logits = rc == 0 ? llama_get_logits_ith(ctx, -1) : nullptr;
         return logits ? std::vector<float>(logits, logits + n_vocab) : std::vector<float>();
+    }
+
+    // a further token of each sequence, in one batch; the logits of all
+    static std::vector<float> step(llama_context * ctx, uint32_t n_seq) {
+        const int32_t n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+
+        llama_batch batch = llama_batch_init(int32_t(n_seq), 0, 1);
+        batch.n_tokens = int32_t(n_seq);
+        for (uint32_t s = 0; s < n_seq; ++s) {
+            batch.pos     [s]    = llama_memory_seq_pos_max(llama_get_memory(ctx), llama_seq_id(s)) + 1;
+            batch.token   [s]    = llama_token(100 + 7*s + uint32_t(batch.pos[s]));
+            batch.n_seq_id[s]    = 1;
+            batch.seq_id  [s][0] = llama_seq_id(s);
+            batch.logits  [s]    = true;
+        }
+        const int rc = llama_decode(ctx, batch);
+        llama_batch_free(batch);
+        EXPECT_EQ(rc, 0) << llama_infllm_last_error();
+
+        std::vector<float> res;
+        for (uint32_t s = 0; s < n_seq && rc == 0; ++s) {
+            const float * logits = llama_get_logits_ith(ctx, int32_t(s));
+            res.insert(res.end(), logits, logits + n_vocab);
+        }
+        return res;
     }
 
     static llama_infllm_stats get_stats(const llama_context * ctx, int32_t il = -1) {
@@ -244,6 +277,30 @@ TEST_F(InfllmDevice, TwoDevicesAndTheCPUGiveTheSameResults) {
     for (const uint32_t n_gpu_layers : { 3u, N_GPU_ALL }) {
         SCOPED_TRACE(n_gpu_layers);
         expect_same(run(load({ a.get(), b.get() }, n_gpu_layers).get(), small_params(), context_params()), expected);
+    }
+}
+
+TEST_F(InfllmDevice, SeveralSequencesAtATimeGiveTheSameResults) {
+    auto cprm = context_params();
+    cprm.n_seq_max = 4;
+    cprm.n_ctx     = cprm.n_seq_max*N_CTX;
+
+    auto prm = small_params();
+    prm.paging = LLAMA_INFLLM_PAGING_AUTO;
+    for (const auto position : { LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_POSITION_TRUE }) {
+        prm.position = position;
+        const auto expected = run(load({}, 0).get(), prm, cprm);
+        for (const bool pages : { false, true }) {
+            for (const uint32_t n_gpu_layers : { 0u, 3u, N_GPU_ALL }) {
+                if (pages && n_gpu_layers == 3) {
+                    continue; // layers that the host and a device page do not agree on what is relevant
+                }
+                SCOPED_TRACE(n_gpu_layers);
+                offload_device gpu("GPU");
+                gpu.pages = pages;
+                expect_same(run(load({ gpu.get() }, n_gpu_layers).get(), prm, cprm), expected);
+            }
+        }
     }
 }
 

@@ -94,7 +94,7 @@ def passkey(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> Sampl
 
 
 def multi_passkey(haystack: Haystack, n_tokens: int, depth: float, seed: int, n: int = 10) -> Sample:
-    """Numbers in a text of no meaning, each of a city, at `n` depths, all of them asked; `depth` is not used."""
+    """Numbers in a text of no meaning, each of a city, all of them asked; `depth` is not used."""
     rng = random.Random(seed)
     keys = [(city, str(rng.randint(10000, 99999))) for city in rng.sample(CITIES, n)]
     facts = [
