@@ -20,6 +20,7 @@ struct llama_model;
 struct llm_graph_context;
 
 class llama_kv_cache_context;
+class llama_kv_cache_infllm;
 
 class llm_graph_input_attn_infllm;
 class llm_graph_input_attn_k;
@@ -143,9 +144,9 @@ bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v);
 std::string llama_infllm_resolve_type_store(
         const llama_model & model, const llama_context_params & cparams, llama_infllm_type_store & type);
 
-// a context with the method begins, or ends: see llama_infllm_n_ctx_max()
-void llama_infllm_add_n_ctx   (const llama_model * model, uint32_t n_ctx_seq);
-void llama_infllm_remove_n_ctx(const llama_model * model, uint32_t n_ctx_seq);
+// a memory begins, or ends: see llama_infllm_n_ctx_max() and llama_infllm_get_all_stats()
+void llama_infllm_add_live   (const llama_kv_cache_infllm * mem);
+void llama_infllm_remove_live(const llama_kv_cache_infllm * mem);
 
 // positions that a sequence can have at all
 uint32_t llama_infllm_n_pos_max(const llama_model & model);

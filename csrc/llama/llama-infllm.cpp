@@ -14,8 +14,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
@@ -382,29 +380,6 @@ bool llama_infllm_check_tokens(const llama_context * ctx, llama_seq_id seq_id, u
     const auto * mem = get_mem(ctx);
     last_error = mem ? mem->check_tokens(seq_id, n_tokens) : "";
     return last_error.empty();
-}
-
-// n_ctx of the sequences of every context with the method
-static std::mutex                                  n_ctx_mutex;
-static std::multimap<const llama_model *, uint32_t> n_ctx_of;
-
-void llama_infllm_add_n_ctx(const llama_model * model, uint32_t n_ctx_seq) {
-    const std::lock_guard<std::mutex> lock(n_ctx_mutex);
-    n_ctx_of.insert({ model, n_ctx_seq });
-}
-
-void llama_infllm_remove_n_ctx(const llama_model * model, uint32_t n_ctx_seq) {
-    const std::lock_guard<std::mutex> lock(n_ctx_mutex);
-    const auto range = n_ctx_of.equal_range(model);
-    n_ctx_of.erase(std::find_if(range.first, range.second, [&](const auto & item) { return item.second == n_ctx_seq; }));
-}
-
-int32_t llama_infllm_n_ctx_max(const llama_model * model) {
-    const std::lock_guard<std::mutex> lock(n_ctx_mutex);
-    int32_t res = llama_model_n_ctx_train(model);
-    const auto range = n_ctx_of.equal_range(model);
-    std::for_each(range.first, range.second, [&](const auto & item) { res = std::max(res, int32_t(item.second)); });
-    return res;
 }
 
 bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {

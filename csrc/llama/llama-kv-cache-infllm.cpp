@@ -32,11 +32,11 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         seqs.emplace_back(llama_seq_id(s), layers, *paging, *store);
     }
     paging->verify();
-    llama_infllm_add_n_ctx(&model, params.n_ctx_seq);
+    llama_infllm_add_live(this);
 }
 
 llama_kv_cache_infllm::~llama_kv_cache_infllm() {
-    llama_infllm_remove_n_ctx(&model, layers.prm.n_ctx_seq);
+    llama_infllm_remove_live(this);
     paging->wait(); // blocks may still be on their way to the store
 }
 

@@ -84,6 +84,8 @@ public:
 
     uint32_t get_n_seq() const { return seqs.size(); }
 
+    const llama_model & get_model() const { return model; }
+
     // whether positions [p0, p1) of a sequence can be removed: a tail, or nothing
     bool can_rm(llama_seq_id seq_id, llama_pos p0, llama_pos p1) const;
 
