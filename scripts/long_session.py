@@ -4,9 +4,9 @@
     python scripts/long_session.py --n-tokens 1000000 --path book.session --ram 1024
 
 The text is `multi-passkey` of `infllm eval`: ten numbers, each of a city, all over a text of no meaning. It
-is saved as it is read, and what is interrupted goes on. The questions are asked by another process, which opens
-the file; with `--ram MIB` the system gives that process so much memory, with what it has of files in the
-cache: it runs in a control group of its own (Linux, version 1, as root).
+is saved as it is read, and what is interrupted goes on. The questions are asked by another process, which
+opens the file; with `--ram MIB` the system gives that process so much memory, with what it has of files in
+the cache: it runs in a control group of its own (Linux, version 1, as root).
 """
 
 from __future__ import annotations
@@ -98,10 +98,11 @@ def ask(args: argparse.Namespace) -> None:
             )
         stats = llm.stats()
         assert stats is not None
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        store, file = stats.bytes_store / 2**20, args.path.stat().st_size / 2**20
         print(
-            f"{n_right} of {len(sample.questions)} are right; most memory {memory / 1024:.0f} MiB "
-            f"with what is mapped, store {stats.bytes_store / 2**20:,.0f} MiB, file {args.path.stat().st_size / 2**20:,.0f} MiB"
+            f"{n_right} of {len(sample.questions)} are right; most memory {memory:.0f} MiB "
+            f"with what is mapped, store {store:,.0f} MiB, file {file:,.0f} MiB"
         )
 
 

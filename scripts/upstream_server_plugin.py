@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import utils  # upstream's
+import utils  # type: ignore[import-not-found] # upstream's
 
 MODEL = os.environ["INFLLM_SERVER_MODEL"]
 OURS = ("tinyllama2", "tinyllama_infill", "router")

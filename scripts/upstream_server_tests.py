@@ -3,10 +3,10 @@
     python scripts/upstream_server_tests.py --bin build/test/bin
     python scripts/upstream_server_tests.py --bin build/test/bin -k "test_slot_save or test_ctx_shift"
 
-They download their models; here the first layers of the demo model stand for the small Llama that most of them
-use, so that tests which know its very words fail either way. `small`: with so little resident that longer
-prompts are paged; then answers are others, and so may be what depends on their words. The exit code is 1 if a
-test passes without the method and not with it, where everything fits. Needs openai, aiohttp, filelock,
+They download their models; here the first layers of the demo model stand for the small Llama that most of
+them use, so that tests which know its very words fail either way. `small`: with so little resident that
+longer prompts are paged; then answers are others, and so may be what depends on their words. The exit code is
+1 if a test passes without the method and not with it, where everything fits. Needs openai, aiohttp, filelock,
 prometheus-client, requests and wget.
 """
 
@@ -36,7 +36,7 @@ Results = dict[str, tuple[str, str]]
 
 def first_layers(path: Path) -> None:
     sys.path.append(str(ROOT / "tests/reference"))
-    from gguf_copy import copy_gguf
+    from gguf_copy import copy_gguf  # type: ignore[import-not-found]
 
     copy_gguf(fetch_demo_model(), path, n_layer=3)
 
@@ -93,7 +93,9 @@ def main() -> None:
                 print(f"passes without the method, {other} as {method}: {name}")
     for outcome in ("failed", "skipped"):
         print(f"\n{outcome} without the method:")
-        reasons = Counter((name.split("::")[0], reason) for name, (o, reason) in plain.items() if o == outcome)
+        reasons = Counter(
+            (name.split("::")[0], reason) for name, (o, reason) in plain.items() if o == outcome
+        )
         for (file, reason), n in sorted(reasons.items()):
             print(f"  {n:>3} of {file}{': ' if reason else ''}{reason[:90]}")
     sys.exit(1 if n_lost else 0)

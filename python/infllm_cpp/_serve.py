@@ -15,7 +15,7 @@ from ._threads import default_n_threads
 from .config import InfLLMConfig
 
 _N_CTX = 131072  # tokens of a sequence, where nothing else is asked for
-_LIBRARIES = Path(__file__).parent / "lib"
+SERVER = Path(__file__).parent / "lib" / ("llama-server.exe" if os.name == "nt" else "llama-server")
 
 
 def server_path() -> Path:
@@ -26,13 +26,12 @@ def server_path() -> Path:
     FileNotFoundError
         When it was not.
     """
-    path = _LIBRARIES / ("llama-server.exe" if os.name == "nt" else "llama-server")
-    if not path.exists():
+    if not SERVER.exists():
         raise FileNotFoundError(
             "llama-server is not part of this installation: install it with "
             'CMAKE_ARGS="-DINFLLM_BUILD_SERVER=ON" pip install .'
         )
-    return path
+    return SERVER
 
 
 def environment(config: InfLLMConfig | None) -> str:
@@ -98,7 +97,7 @@ def server_arguments(
         "--port": port,
     }
     out = [str(part) for item in arguments.items() if item[1] is not None for part in item]
-    return [*out, "--no-kv-unified", "--log-verbosity", "4" if options.verbose else "3"]
+    return [*out, "--no-kv-unified", "--metrics", "--log-verbosity", "4" if options.verbose else "3"]
 
 
 def serve(arguments: Sequence[str], config: InfLLMConfig | None) -> int:

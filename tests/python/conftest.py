@@ -15,6 +15,7 @@ from gguf_copy import copy_gguf
 import infllm_cpp
 from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.passkey import make_passkey_prompt
+from served import Server
 
 # a shell starts background jobs with SIGINT ignored, which programs inherit: those of the tests must not
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -87,3 +88,16 @@ def infllm(model_path: Path) -> Run:
 def interrupt(process: subprocess.Popen[str]) -> None:
     """What Ctrl-C does."""
     process.send_signal(signal.SIGINT)
+
+
+@pytest.fixture
+def start(first_layers_path: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def make(*options: str) -> Server:
+        servers.append(Server(first_layers_path, tmp_path / f"{len(servers)}.log", *options))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()

@@ -2,90 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import sleep
-from typing import Any
 
 import pytest
 
+import served
 from conftest import Run
 from infllm_cpp import InfLLMConfig
-from infllm_cpp._serve import environment, server_path
-from rpc import free_port
+from infllm_cpp._serve import environment
+from served import N_CTX, TEXT, Server
 
-try:
-    server_path()
-except FileNotFoundError:
-    pytestmark = pytest.mark.skip(reason="llama-server is not built: set INFLLM_BUILD_SERVER=ON")
-
-N_CTX = 16384  # the model was trained for 8,192
-SMALL = ["--n-local", "256", "--block-size", "32", "--topk", "4", "--n-batch", "256"]
-TEXT = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
-
-
-class Server:
-    """A server, and requests to it."""
-
-    def __init__(self, model: Path, log: Path, *options: str) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        command = [sys.executable, "-m", "infllm_cpp", "serve", "-m", str(model), "--port", str(port)]
-        self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*command, "--n-ctx", str(N_CTX), *SMALL, *options], stdout=file, stderr=file, env=os.environ
-            )
-        for _ in range(600):
-            try:
-                if self.get("/health")["status"] == "ok":
-                    return
-            except (OSError, KeyError):
-                pass
-            assert self.process.poll() is None, log.read_text()
-            sleep(0.1)
-        raise TimeoutError(log.read_text())
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(self.url + path, timeout=60) as response:
-            return json.load(response)
-
-    def post(self, path: str, **body: Any) -> Any:
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=300) as response:
-            return json.load(response)
-
-    def complete(self, prompt: str, **options: Any) -> Any:
-        return self.post("/completion", prompt=prompt, n_predict=16, temperature=0, **options)
-
-    def stop(self) -> None:
-        """Ctrl-C, which must be enough."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            assert self.process.wait(30) == 0, self.log.read_text()
-
-
-@pytest.fixture
-def start(first_layers_path: Path, tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    servers: list[Server] = []
-
-    def make(*options: str) -> Server:
-        servers.append(Server(first_layers_path, tmp_path / f"{len(servers)}.log", *options))
-        return servers[-1]
-
-    yield make
-    for server in servers:
-        server.stop()
+pytestmark = served.skipped
 
 
 def test_a_text_beyond_the_training_length(start: Callable[..., Server]) -> None:
@@ -157,6 +87,40 @@ def test_chat_and_schema(start: Callable[..., Server]) -> None:
     assert answer["usage"]["prompt_tokens"] > 1000
     content = answer["choices"][0]["message"]["content"]
     assert content.lstrip().startswith("{")
+
+
+def test_metrics_tell_of_the_memory(start: Callable[..., Server]) -> None:
+    server = start()
+    assert server.metrics()["infllm:tokens"] == 0
+    server.complete(TEXT * 60)
+    metrics = server.metrics()
+    assert metrics["infllm:tokens"] > metrics["infllm:tokens_resident"] > 0
+    assert metrics["infllm:sequences"] == 1
+    assert (
+        metrics["infllm:selected_total"]
+        == metrics["infllm:hits_total"] + metrics["infllm:page_ins_total"]
+        > 0
+    )
+    assert metrics["infllm:store_memory_bytes"] > metrics["infllm:resident_bytes"] > 0
+    assert metrics["infllm:store_file_bytes"] == 0
+    assert metrics["llamacpp:prompt_tokens_total"] > 1000
+
+
+def test_a_client_that_goes_stops_the_computation(start: Callable[..., Server]) -> None:
+    server = start()
+    with pytest.raises(TimeoutError):
+        server.post("/completion", timeout=1, prompt=TEXT * 640, n_predict=1)
+    server.complete("The sky is")  # waits for the slot
+    assert 0 < server.metrics()["llamacpp:prompt_tokens_total"] < 10000
+
+
+def test_many_clients(start: Callable[..., Server]) -> None:
+    server = start("--parallel", "4")
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda n: server.complete(f"{n} " + TEXT * (n % 4 * 20)), range(32)))
+    assert [answer["tokens_predicted"] for answer in answers] == [16] * 32
+    alone = [server.complete(f"{n} " + TEXT * (n % 4 * 20)) for n in (3, 30)]
+    assert [answer["tokens_predicted"] for answer in alone] == [16] * 2
 
 
 def test_what_cannot_be_served_is_told_before_it_starts(infllm: Run, first_layers_path: Path) -> None:
