@@ -14,6 +14,7 @@ import pytest
 import utils  # type: ignore[import-not-found] # upstream's
 
 MODEL = os.environ["INFLLM_SERVER_MODEL"]
+UBATCH = int(os.environ["INFLLM_SERVER_UBATCH"]) or None
 OURS = ("tinyllama2", "tinyllama_infill", "router")
 """Presets of a small Llama, which any model of text can stand for."""
 
@@ -24,6 +25,7 @@ def with_model(make: Any) -> Any:
         if server.model_hf_repo:
             server.model_hf_repo = None
             server.model_file = MODEL
+            server.n_ubatch = server.n_ubatch or UBATCH
         return server
 
     return made

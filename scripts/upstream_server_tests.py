@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, method: str, model: Path, folder: Path) -> Res
         "LLAMA_SERVER_BIN_PATH": str(args.bin.resolve() / "llama-server"),
         "LLAMA_CACHE": str(folder),
         "INFLLM_SERVER_MODEL": str(model),
+        "INFLLM_SERVER_UBATCH": "64" if method == "small" else "0",  # it must fit the local window
         "INFLLM_SERVER_RESULTS": str(results),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(TESTS), os.environ.get("PYTHONPATH", "")]),
         "PORT": str(args.port),

@@ -246,7 +246,8 @@ LLAMA_API int32_t llama_infllm_n_ctx_max(const struct llama_model * model);
 // llama_synchronize()
 LLAMA_API bool llama_infllm_get_stats(const struct llama_context * ctx, int32_t il, struct llama_infllm_stats * stats);
 
-// of all contexts of the process together, from any thread; false if none has the method
+// of all contexts of the process together, or as it was before the last one was freed, from any thread; false if none has had
+// the method
 LLAMA_API bool llama_infllm_get_all_stats(struct llama_infllm_stats * stats);
 
 // Why the host pages layer il, or any layer (il < 0), that is on a device: one sentence, written to buf as snprintf() does, ""

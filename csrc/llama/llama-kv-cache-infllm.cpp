@@ -32,7 +32,9 @@ llama_kv_cache_infllm::llama_kv_cache_infllm(
         seqs.emplace_back(llama_seq_id(s), layers, *paging, *store);
     }
     paging->verify();
-    llama_infllm_add_live(this);
+    if (!model.hparams.no_alloc) { // else it is made to be measured
+        llama_infllm_add_live(this);
+    }
 }
 
 llama_kv_cache_infllm::~llama_kv_cache_infllm() {
