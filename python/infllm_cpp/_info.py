@@ -28,7 +28,7 @@ _N_CTX_TRIED = 4096  # tokens: whether a context can be made does not depend on 
 
 def print_info(options: ModelOptions) -> None:
     """Print what the model is and what a context would need, or why it cannot be made."""
-    types = check_context(options.n_ctx, options.n_batch, options.n_ubatch, options.type_k, options.type_v)
+    types = check_context(options.n_ctx, options.batch(), options.n_ubatch, options.type_k, options.type_v)
     config = options.config()
     path = options.path()
     model = load_model(path, no_alloc=True)
@@ -99,12 +99,12 @@ def _try_context(
     params: _core.InfLLMParams | None,
 ) -> None:
     """Make the context, which takes no memory as the weights are not loaded: what refuses it raises."""
-    make_context(model, min(n_ctx, _N_CTX_TRIED), options.n_batch, n_ubatch, 1, 1, *types, True, None, params)
+    make_context(model, min(n_ctx, _N_CTX_TRIED), options.batch(), n_ubatch, 1, 1, *types, True, None, params)
 
 
 def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType, KVType]) -> None:
     n_ctx = options.n_ctx or model.n_ctx_train()
-    _, n_ubatch = resolve_infllm(model, None, n_ctx, options.n_batch, options.n_ubatch, *types)
+    _, n_ubatch = resolve_infllm(model, None, n_ctx, options.batch(), options.n_ubatch, *types)
     _try_context(options, model, n_ctx, n_ubatch, types, None)
     if per_token := kv_bytes_per_token(model, *types):
         _row("plain llama.cpp", f"{term.format_bytes(n_ctx * per_token)} resident for n_ctx = {n_ctx:,}")
@@ -113,9 +113,9 @@ def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType,
 def _print_memory(
     options: ModelOptions, model: _core.Model, config: InfLLMConfig, types: tuple[KVType, KVType]
 ) -> None:
-    sizes = context_sizes(model, config, options.n_batch, options.n_ubatch, *types)
+    sizes = context_sizes(model, config, options.batch(), options.n_ubatch, *types)
     n_ctx = options.n_ctx or sizes.limit
-    params, n_ubatch = resolve_infllm(model, config, n_ctx, options.n_batch, options.n_ubatch, *types)
+    params, n_ubatch = resolve_infllm(model, config, n_ctx, options.batch(), options.n_ubatch, *types)
     assert params is not None
     _try_context(options, model, n_ctx, n_ubatch, types, params)
 

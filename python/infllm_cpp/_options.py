@@ -51,7 +51,10 @@ class ModelOptions:
             "training length.",
         ),
     ] = 0
-    n_batch: Annotated[int, _option(_MODEL, "Tokens given to llama.cpp at once.")] = 512
+    n_batch: Annotated[
+        int | None,
+        _option(_MODEL, "Tokens given to llama.cpp at once.", default="512; 256 to serve on the CPU"),
+    ] = None
     n_ubatch: Annotated[
         int | None, _option(_MODEL, "Tokens computed at once.", default="512, less for a small --n-local")
     ] = None
@@ -137,6 +140,10 @@ class ModelOptions:
             return None
         return InfLLMConfig(**{field.name: getattr(self, field.name) for field in fields(InfLLMConfig)})
 
+    def batch(self, default: int = 512) -> int:
+        """`n_batch`, or `default` where it is not given."""
+        return default if self.n_batch is None else self.n_batch
+
     def path(self) -> Path:
         """The model file, fetched if it has to be."""
         if self.model is None:
@@ -180,7 +187,7 @@ class RunOptions(ModelOptions):
         """As keyword arguments of `Llama`, but for the model and the memory."""
         return {
             "n_ctx": self.n_ctx,
-            "n_batch": self.n_batch,
+            "n_batch": self.batch(),
             "n_ubatch": self.n_ubatch,
             "n_threads": self.n_threads,
             "n_gpu_layers": self.n_gpu_layers,

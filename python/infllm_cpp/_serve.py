@@ -67,7 +67,9 @@ def server_arguments(
     """
     path = options.path()
     config = options.config()
-    types = check_context(options.n_ctx, options.n_batch, options.n_ubatch, options.type_k, options.type_v)
+    # a client that goes stops the computation after the batch at hand
+    n_batch = options.batch(512 if options.device or options.rpc or options.n_gpu_layers else 256)
+    types = check_context(options.n_ctx, n_batch, options.n_ubatch, options.type_k, options.type_v)
     model = load_model(path, no_alloc=True)
     check_decoder(model, str(path))
     n_ctx = options.n_ctx
@@ -75,15 +77,15 @@ def server_arguments(
         n_ctx = model.n_ctx_train()
     elif n_ctx == 0:
         assert config is not None
-        limit = context_sizes(model, config, options.n_batch, options.n_ubatch, *types).limit
+        limit = context_sizes(model, config, n_batch, options.n_ubatch, *types).limit
         n_ctx = min(_N_CTX, limit // parallel // 256 * 256)
-    _, n_ubatch = resolve_infllm(model, config, n_ctx, options.n_batch, options.n_ubatch, *types)
+    _, n_ubatch = resolve_infllm(model, config, n_ctx, n_batch, options.n_ubatch, *types)
     arguments = {
         "--model": path,
         "--alias": model.meta().get("general.name", path.stem),
         "--ctx-size": n_ctx * parallel,
         "--parallel": parallel,
-        "--batch-size": options.n_batch,
+        "--batch-size": n_batch,
         "--ubatch-size": n_ubatch,
         "--cache-type-k": types[0],
         "--cache-type-v": types[1],
