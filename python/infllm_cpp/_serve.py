@@ -28,8 +28,8 @@ def server_path() -> Path:
     """
     if not SERVER.exists():
         raise FileNotFoundError(
-            "llama-server is not part of this installation: install it with "
-            'CMAKE_ARGS="-DINFLLM_BUILD_SERVER=ON" pip install .'
+            "llama-server is not part of this installation: install without "
+            "-DINFLLM_BUILD_SERVER=OFF in CMAKE_ARGS"
         )
     return SERVER
 
