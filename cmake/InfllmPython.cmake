@@ -14,27 +14,18 @@ if (NOT EXISTS ${pybind11_copy}/pybind11)
 endif()
 set_target_properties(pybind11::pybind11_headers PROPERTIES INTERFACE_INCLUDE_DIRECTORIES ${pybind11_copy})
 
-# upstream's template engine; its library `common` has much more, and is built for the tools alone
-set(common ${INFLLM_UPSTREAM_DIR}/common)
-file(GLOB sources
-    ${common}/jinja/lexer.cpp ${common}/jinja/parser.cpp ${common}/jinja/runtime.cpp
-    ${common}/jinja/string.cpp ${common}/jinja/value.cpp ${common}/json.cpp ${common}/unicode.cpp)
-add_library(infllm-jinja OBJECT ${sources})
-target_include_directories(infllm-jinja SYSTEM PUBLIC ${common} PRIVATE ${INFLLM_UPSTREAM_DIR}/vendor)
-target_link_libraries(infllm-jinja PRIVATE ggml)
-set_target_properties(infllm-jinja PROPERTIES POSITION_INDEPENDENT_CODE ON CXX_VISIBILITY_PRESET hidden)
-
 file(GLOB sources CONFIGURE_DEPENDS python/*.cpp)
 pybind11_add_module(_core NO_EXTRAS ${sources})
 target_compile_options(_core PRIVATE ${INFLLM_WARNINGS})
-target_link_libraries(_core PRIVATE llama infllm-jinja)
+target_link_libraries(_core PRIVATE llama llama-common) # templates, sampling, grammars
+target_include_directories(_core SYSTEM PRIVATE ${INFLLM_UPSTREAM_DIR}/common)
 set_target_properties(_core PROPERTIES
     INSTALL_RPATH            ${INFLLM_ORIGIN}/lib
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/python)
 
 install(TARGETS _core LIBRARY DESTINATION infllm_cpp COMPONENT infllm)
 set_target_properties(llama ggml PROPERTIES PUBLIC_HEADER "") # upstream lists them relative to its own folder
-foreach (library llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS})
+foreach (library llama llama-common ggml ggml-base ${GGML_AVAILABLE_BACKENDS})
     if (TARGET ${library}) # the list is cached: it keeps backends that have been switched off
         install(TARGETS ${library}
             LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
@@ -42,7 +33,7 @@ foreach (library llama ggml ggml-base ${GGML_AVAILABLE_BACKENDS})
     endif()
 endforeach()
 if (INFLLM_BUILD_SERVER)
-    install(TARGETS llama-server llama-server-impl llama-common mtmd
+    install(TARGETS llama-server llama-server-impl mtmd
         LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
         RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
 endif()

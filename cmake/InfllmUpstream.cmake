@@ -34,7 +34,7 @@ endif()
 
 # defaults only: all of these can be given on the command line or in CMAKE_ARGS
 option(BUILD_SHARED_LIBS  "Build shared libraries"              ON)
-if (INFLLM_BUILD_TOOLS OR INFLLM_BUILD_SERVER)
+if (INFLLM_BUILD_PYTHON OR INFLLM_BUILD_TOOLS OR INFLLM_BUILD_SERVER)
     set(common ON)
 else()
     set(common OFF)

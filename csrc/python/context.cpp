@@ -151,6 +151,15 @@ py::array_t<float> context::logits() const {
     return py::array_t<float>(llama_vocab_n_tokens(mdl->vocab()), src);
 }
 
+void context::set_logits(const py::array_t<float, py::array::c_style | py::array::forcecast> & logits) {
+    float *    dst = llama_get_logits_ith(ptr.get(), -1);
+    const auto n   = llama_vocab_n_tokens(mdl->vocab());
+    if (!dst || logits.size() != n) {
+        throw std::invalid_argument(std::to_string(logits.size()) + " logits: there must be " + std::to_string(n));
+    }
+    std::copy_n(logits.data(), n, dst);
+}
+
 py::array_t<float> context::logits_rows(size_t n_rows) const {
     const size_t n_vocab = llama_vocab_n_tokens(mdl->vocab());
 

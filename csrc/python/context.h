@@ -73,6 +73,9 @@ public:
     py::array_t<float> logits() const;
     py::array_t<float> logits_rows(size_t n_rows) const;
 
+    // in place of those of the last token, for the sampler
+    void set_logits(const py::array_t<float, py::array::c_style | py::array::forcecast> & logits);
+
     uint32_t n_past() const; // tokens in the memory
 
     // where the ubatches end of a text from p0 to p1, see llama_infllm_ubatch_end()

@@ -153,6 +153,9 @@ PYBIND11_MODULE(_core, m) {
         .def("token_eos",   [](const model & s) { return llama_vocab_eos        (s.vocab()); })
         .def("token_eot",   [](const model & s) { return llama_vocab_eot        (s.vocab()); })
         .def("token_nl",    [](const model & s) { return llama_vocab_nl         (s.vocab()); })
+        .def("tokens_fim",  [](const model & s) {
+            return std::vector<llama_token> { llama_vocab_fim_pre(s.vocab()), llama_vocab_fim_suf(s.vocab()), llama_vocab_fim_mid(s.vocab()) };
+        })
         .def("add_bos",     [](const model & s) { return llama_vocab_get_add_bos(s.vocab()); })
         .def("is_eog",      [](const model & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); }, py::arg("token"))
         .def("has_decoder", [](const model & s) { return llama_model_has_decoder(s.get()); })
@@ -201,6 +204,7 @@ PYBIND11_MODULE(_core, m) {
         .def("interrupt_clear", &context::interrupt_clear)
         .def("interrupt_check", &context::interrupt_check)
         .def("logits",          &context::logits)
+        .def("set_logits",      &context::set_logits, py::arg("logits"))
         .def("logits_rows",     &context::logits_rows, py::arg("n_rows"))
         .def("n_past",          &context::n_past)
         .def("n_end",           [](const context & s) { return llama_infllm_n_end(s.get()); })
@@ -226,11 +230,28 @@ PYBIND11_MODULE(_core, m) {
         .def("set_trace",       &context::set_trace, py::arg("enabled"))
         .def("take_trace",      &context::take_trace);
 
+    m.def("grammar_of_schema", &grammar_of_schema, py::arg("schema"));
+
+    py::class_<sampler_options>(m, "SamplerOptions", py::module_local())
+        .def(py::init([] { return sampler_options {}; }))
+        .def_readwrite("seed",              &sampler_options::seed)
+        .def_readwrite("temperature",       &sampler_options::temperature)
+        .def_readwrite("top_k",             &sampler_options::top_k)
+        .def_readwrite("top_p",             &sampler_options::top_p)
+        .def_readwrite("min_p",             &sampler_options::min_p)
+        .def_readwrite("typical_p",         &sampler_options::typical_p)
+        .def_readwrite("repeat_penalty",    &sampler_options::repeat_penalty)
+        .def_readwrite("frequency_penalty", &sampler_options::frequency_penalty)
+        .def_readwrite("presence_penalty",  &sampler_options::presence_penalty)
+        .def_readwrite("penalty_last_n",    &sampler_options::penalty_last_n)
+        .def_readwrite("mirostat_mode",     &sampler_options::mirostat_mode)
+        .def_readwrite("mirostat_tau",      &sampler_options::mirostat_tau)
+        .def_readwrite("mirostat_eta",      &sampler_options::mirostat_eta)
+        .def_readwrite("logit_bias",        &sampler_options::logit_bias)
+        .def_readwrite("grammar",           &sampler_options::grammar);
+
     py::class_<sampler>(m, "Sampler", py::module_local())
-        .def(py::init<const model &, float, int32_t, float, float, float, float, float, int32_t, uint32_t>(),
-            py::arg("model"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"), py::arg("min_p"),
-            py::arg("repeat_penalty"), py::arg("frequency_penalty"), py::arg("presence_penalty"),
-            py::arg("penalty_last_n"), py::arg("seed"))
+        .def(py::init<const model &, const sampler_options &>(), py::arg("model"), py::arg("options"))
         .def("accept", &sampler::accept, py::arg("tokens"))
         .def("sample", &sampler::sample, py::arg("context"));
 }

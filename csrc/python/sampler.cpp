@@ -1,32 +1,42 @@
 #include "sampler.h"
 
+#include "json-schema-to-grammar.h"
+#include "json.h"
+#include "sampling.h"
+
 #include <stdexcept>
 
-sampler::sampler(const model & mdl, float temperature, int32_t top_k, float top_p, float min_p,
-        float repeat_penalty, float frequency_penalty, float presence_penalty, int32_t penalty_last_n, uint32_t seed)
-    : chain(llama_sampler_chain_init(llama_sampler_chain_default_params()), llama_sampler_free) {
-    const auto add = [&](llama_sampler * smpl) { llama_sampler_chain_add(chain.get(), smpl); };
-
-    if (repeat_penalty != 1.0f || frequency_penalty != 0.0f || presence_penalty != 0.0f) {
-        add(llama_sampler_init_penalties(
-            llama_vocab_n_tokens(mdl.vocab()), penalty_last_n, repeat_penalty, frequency_penalty, presence_penalty));
+static common_sampler * make_sampler(const model & mdl, const sampler_options & options) {
+    common_params_sampling params;
+    params.no_perf         = true;
+    params.seed            = options.seed;
+    params.temp            = options.temperature;
+    params.top_k           = options.top_k;
+    params.top_p           = options.top_p;
+    params.min_p           = options.min_p;
+    params.typ_p           = options.typical_p;
+    params.penalty_repeat  = options.repeat_penalty;
+    params.penalty_freq    = options.frequency_penalty;
+    params.penalty_present = options.presence_penalty;
+    params.penalty_last_n  = options.penalty_last_n;
+    params.mirostat        = options.mirostat_mode;
+    params.mirostat_tau    = options.mirostat_tau;
+    params.mirostat_eta    = options.mirostat_eta;
+    for (const auto & [token, bias] : options.logit_bias) {
+        params.logit_bias.push_back({ token, bias });
     }
-
-    if (temperature == 0.0f) {
-        add(llama_sampler_init_greedy());
-        return;
+    if (!options.grammar.empty()) {
+        params.grammar = { COMMON_GRAMMAR_TYPE_USER, options.grammar };
     }
+    return common_sampler_init(mdl.get(), params);
+}
 
-    add(llama_sampler_init_top_k(top_k));
-    add(llama_sampler_init_top_p(top_p, 1));
-    add(llama_sampler_init_min_p(min_p, 1));
-    add(llama_sampler_init_temp (temperature));
-    add(llama_sampler_init_dist (seed));
+sampler::sampler(const model & mdl, const sampler_options & options) : ptr(make_sampler(mdl, options), common_sampler_free) {
 }
 
 void sampler::accept(const std::vector<llama_token> & tokens) {
     for (const llama_token token : tokens) {
-        llama_sampler_accept(chain.get(), token);
+        common_sampler_accept(ptr.get(), token, false);
     }
 }
 
@@ -37,5 +47,11 @@ llama_token sampler::sample(context & ctx) {
     if (!llama_get_logits_ith(ctx.get(), -1)) {
         throw std::runtime_error("there are no logits: evaluate tokens first");
     }
-    return llama_sampler_sample(chain.get(), ctx.get(), -1);
+    const llama_token token = common_sampler_sample(ptr.get(), ctx.get(), -1);
+    common_sampler_accept(ptr.get(), token, true);
+    return token;
+}
+
+std::string grammar_of_schema(const std::string & schema) {
+    return json_schema_to_grammar(common_json::parse(schema), true);
 }

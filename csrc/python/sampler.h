@@ -2,11 +2,34 @@
 
 #include "context.h"
 
-// llama.cpp's sampler chain: penalties, top_k, top_p, min_p, temperature, draw; greedy at temperature 0
+#include <map>
+
+struct common_sampler;
+
+// as in llama.cpp's common_params_sampling
+struct sampler_options {
+    uint32_t seed;
+    float    temperature; // 0: the most likely token
+    int32_t  top_k;
+    float    top_p;
+    float    min_p;
+    float    typical_p;
+    float    repeat_penalty;
+    float    frequency_penalty;
+    float    presence_penalty;
+    int32_t  penalty_last_n;
+    int32_t  mirostat_mode;
+    float    mirostat_tau;
+    float    mirostat_eta;
+
+    std::map<llama_token, float> logit_bias;
+    std::string                  grammar; // GBNF; "": none
+};
+
+// llama.cpp's own sampler, of its library `common`
 class sampler {
 public:
-    sampler(const model & mdl, float temperature, int32_t top_k, float top_p, float min_p,
-            float repeat_penalty, float frequency_penalty, float presence_penalty, int32_t penalty_last_n, uint32_t seed);
+    sampler(const model & mdl, const sampler_options & options);
 
     sampler(const sampler &) = delete;
 
@@ -17,5 +40,8 @@ public:
     llama_token sample(context & ctx);
 
 private:
-    std::unique_ptr<llama_sampler, void (*)(llama_sampler *)> chain;
+    std::unique_ptr<common_sampler, void (*)(common_sampler *)> ptr;
 };
+
+// GBNF of the texts that a JSON schema allows
+std::string grammar_of_schema(const std::string & schema);

@@ -19,6 +19,7 @@ except ImportError as err:  # libcuda.so.1, for example, comes with the driver
     ) from None
 from ._core import DeviceInfo, DeviceLostError, TraceEvent, llama_version, local_devices, system_info
 from .config import InfLLMConfig, InfLLMStats
+from .grammar import LlamaGrammar
 from .llama import Llama
 from .models import fetch as fetch_demo_model
 
@@ -43,6 +44,7 @@ __all__ = [
     "InfLLMConfig",
     "InfLLMStats",
     "Llama",
+    "LlamaGrammar",
     "TraceEvent",
     "__version__",
     "fetch_demo_model",

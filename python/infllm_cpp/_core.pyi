@@ -172,6 +172,8 @@ class Model:
     def token_eos(self) -> int: ...
     def token_eot(self) -> int: ...
     def token_nl(self) -> int: ...
+    def tokens_fim(self) -> list[int]:
+        """Tokens before a prefix, a suffix and what is between; -1 where there is none."""
     def add_bos(self) -> bool: ...
     def is_eog(self, token: int) -> bool: ...
     def has_decoder(self) -> bool: ...
@@ -237,6 +239,8 @@ class Context:
     def interrupt_clear(self) -> None: ...
     def interrupt_check(self) -> None: ...
     def logits(self) -> npt.NDArray[np.float32]: ...
+    def set_logits(self, logits: npt.NDArray[np.float32]) -> None:
+        """In place of those of the last token, for the sampler."""
     def logits_rows(self, n_rows: int) -> npt.NDArray[np.float32]: ...
     def n_past(self) -> int: ...
     def n_end(self) -> int: ...
@@ -266,19 +270,29 @@ class Context:
     def set_trace(self, enabled: bool) -> None: ...
     def take_trace(self) -> list[TraceEvent]: ...
 
+class SamplerOptions:
+    """See `_sampling.Sampling`."""
+
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    typical_p: float
+    repeat_penalty: float
+    frequency_penalty: float
+    presence_penalty: float
+    penalty_last_n: int
+    mirostat_mode: int
+    mirostat_tau: float
+    mirostat_eta: float
+    logit_bias: dict[int, float]
+    grammar: str
+
+def grammar_of_schema(schema: str) -> str:
+    """GBNF of the texts that a JSON schema allows."""
+
 class Sampler:
-    def __init__(
-        self,
-        model: Model,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        repeat_penalty: float,
-        frequency_penalty: float,
-        presence_penalty: float,
-        penalty_last_n: int,
-        seed: int,
-    ) -> None: ...
+    def __init__(self, model: Model, options: SamplerOptions) -> None: ...
     def accept(self, tokens: Sequence[int]) -> None: ...
     def sample(self, context: Context) -> int: ...

@@ -8,20 +8,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from . import _core
-from ._loading import check_int, check_range
+from ._loading import check_int
 from ._reading import ProgressCallback, Reader
+from ._sampling import Sampling, TokenLogprob
 from ._text import TextStream
 from .types import FinishReason, Timings, Usage
-
-_PENALTY_LAST_N = 64  # llama-cpp-python's last_n_tokens_size
 
 
 @dataclass
 class Piece:
-    """New text; with the last piece comes how it ended."""
+    """New text, the tokens that were drawn since the last piece; with the last one comes how it ended."""
 
     text: str
+    tokens: list[TokenLogprob] | None = None  # where log probabilities are asked for
     finish_reason: FinishReason | None = None
     usage: Usage | None = None
     timings: Timings | None = None
@@ -53,33 +52,23 @@ class Generator(Reader):
             raise ValueError("stop has an empty string, which would end every text at once: remove it")
 
         check_int("max_tokens", max_tokens)
-        sampler = self._sampler(seed=self._seed if seed is None else seed, **sampling)
+        sampler = Sampling(self._model, seed=self._seed if seed is None else seed, **sampling)
         n_max = max_tokens if max_tokens is not None and max_tokens > 0 else self._n_ctx
 
         computing = self._computing if stream else nullcontext
         return self._pieces(tokens, sampler, TextStream(stops), n_max, progress or self.progress, computing)
 
-    def _sampler(self, *, seed: int, **p: Any) -> _core.Sampler:
-        check_int("seed", seed, 0, 2**32 - 1)
-        check_range("temperature", p["temperature"], 0, float("inf"))
-        check_int("top_k", p["top_k"], 0, 2**31 - 1)
-        check_range("top_p", p["top_p"], 0, 1)
-        check_range("min_p", p["min_p"], 0, 1)
-        check_range("repeat_penalty", p["repeat_penalty"], 1e-6, 1e6)
-        check_range("frequency_penalty", p["frequency_penalty"], -1e6, 1e6)
-        check_range("presence_penalty", p["presence_penalty"], -1e6, 1e6)
-        return _core.Sampler(self._model, seed=seed, penalty_last_n=_PENALTY_LAST_N, **p)
-
     def _pieces(
         self,
         tokens: list[int],
-        sampler: _core.Sampler,
+        sampler: Sampling,
         text: TextStream,
         n_max: int,
         progress: ProgressCallback | None,
         computing: Callable[[], AbstractContextManager[None]],
     ) -> Iterator[Piece]:
         n_generated = n_evaluated = 0
+        logprobs: list[TokenLogprob] = []
         finish_reason: FinishReason | None = None
 
         t_start = time.perf_counter()
@@ -89,7 +78,7 @@ class Generator(Reader):
             self._ctx.interrupt_clear()
 
             n_cached = self._prefill(tokens, progress)
-            sampler.accept(tokens[-_PENALTY_LAST_N:])
+            sampler.accept(tokens)
             self._ctx.interrupt_check()
         t_prompt = time.perf_counter()
 
@@ -104,12 +93,16 @@ class Generator(Reader):
                     self._eval([token])
                     n_evaluated += 1
                 self._check_logits()
-                token = sampler.sample(self._ctx)
-
                 new = ""
+                if sampler.ends(self._ctx, self._tokens):
+                    finish_reason = "stop"
+                    break
+                token, drawn = sampler.draw(self._ctx, self._tokens)
                 if self._model.is_eog(token):
                     finish_reason = "stop"
                 else:
+                    if drawn is not None:
+                        logprobs.append(drawn)
                     n_generated += 1
                     new = text.push(self._model.token_to_piece(token, False))
                     if text.stopped:
@@ -120,13 +113,15 @@ class Generator(Reader):
             t_predicted += time.perf_counter() - t_step
 
             if finish_reason is None and new:
-                yield Piece(new)
+                yield Piece(new, logprobs or None)
+                logprobs = []
 
         new += text.finish()
         n_prompt = len(tokens)
         ms_prompt, ms_predicted = 1e3 * (t_prompt - t_start), 1e3 * t_predicted
         yield Piece(
             new,
+            logprobs or None,
             # a stop string may be completed by what was held back
             finish_reason="stop" if text.stopped else finish_reason,
             usage={

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ._generation import Piece
+from ._sampling import TokenLogprob
 from .types import (
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
+    ChatLogprobs,
+    ChatTokenLogprob,
     Completion,
+    CompletionChoice,
     CompletionChunk,
+    CompletionLogprobs,
     FinishReason,
+    TopLogprob,
 )
 
+TokenBytes = Callable[[int], bytes]
 
-def completion_chunks(model: str, prefix: str, pieces: Iterator[Piece]) -> Iterator[CompletionChunk]:
+
+def completion_chunks(
+    model: str, prefix: str, pieces: Iterator[Piece], token_bytes: TokenBytes
+) -> Iterator[CompletionChunk]:
     """What a stream gives; the first chunk's text begins with `prefix`."""
     head = _Head(f"cmpl-{uuid.uuid4()}", model)
+    offset = len(prefix)
     for piece in pieces:
+        logprobs = None
+        if piece.tokens is not None:
+            logprobs, offset = _completion_logprobs(piece.tokens, offset, token_bytes)
         chunk: CompletionChunk = {
             "id": head.id,
             "object": "text_completion",
@@ -30,7 +44,7 @@ def completion_chunks(model: str, prefix: str, pieces: Iterator[Piece]) -> Itera
                 {
                     "text": prefix + piece.text,
                     "index": 0,
-                    "logprobs": None,
+                    "logprobs": logprobs,
                     "finish_reason": piece.finish_reason,
                 }
             ],
@@ -42,23 +56,64 @@ def completion_chunks(model: str, prefix: str, pieces: Iterator[Piece]) -> Itera
         yield chunk
 
 
-def chat_chunks(model: str, pieces: Iterator[Piece]) -> Iterator[ChatCompletionChunk]:
+def _text(token: int, token_bytes: TokenBytes) -> str:
+    return token_bytes(token).decode("utf-8", errors="replace")
+
+
+def _completion_logprobs(
+    tokens: list[TokenLogprob], offset: int, token_bytes: TokenBytes
+) -> tuple[CompletionLogprobs, int]:
+    out: CompletionLogprobs = {"tokens": [], "text_offset": [], "token_logprobs": [], "top_logprobs": []}
+    for drawn in tokens:
+        text = _text(drawn.token, token_bytes)
+        out["tokens"].append(text)
+        out["text_offset"].append(offset)
+        out["token_logprobs"].append(drawn.logprob)
+        out["top_logprobs"].append({_text(token, token_bytes): value for token, value in drawn.top})
+        offset += len(text)
+    return out, offset
+
+
+def _chat_logprobs(tokens: list[TokenLogprob] | None, token_bytes: TokenBytes) -> ChatLogprobs | None:
+    if tokens is None:
+        return None
+
+    def item(token: int, logprob: float) -> TopLogprob:
+        return {
+            "token": _text(token, token_bytes),
+            "bytes": list(token_bytes(token)),
+            "logprob": logprob,
+        }
+
+    content: list[ChatTokenLogprob] = [
+        {**item(t.token, t.logprob), "top_logprobs": [item(*top) for top in t.top]} for t in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def chat_chunks(
+    model: str, pieces: Iterator[Piece], token_bytes: TokenBytes
+) -> Iterator[ChatCompletionChunk]:
     """What a stream of a chat gives: the role, text, and how it ended."""
     head = _Head(f"chatcmpl-{uuid.uuid4()}", model)
 
-    def chunk(delta: ChatDelta, finish_reason: FinishReason | None = None) -> ChatCompletionChunk:
+    def chunk(
+        delta: ChatDelta,
+        finish_reason: FinishReason | None = None,
+        logprobs: ChatLogprobs | None = None,
+    ) -> ChatCompletionChunk:
         return {
             "id": head.id,
             "object": "chat.completion.chunk",
             "created": head.created,
             "model": head.model,
-            "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}],
+            "choices": [{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}],
         }
 
     yield chunk({"role": "assistant"})
     for piece in pieces:
-        if piece.text:
-            yield chunk({"content": piece.text})
+        if piece.text or piece.tokens:
+            yield chunk({"content": piece.text}, logprobs=_chat_logprobs(piece.tokens, token_bytes))
         if piece.usage and piece.timings:
             last = chunk({}, piece.finish_reason)
             last["usage"] = piece.usage
@@ -78,17 +133,34 @@ class _Head:
 def join_completion(chunks: Iterator[CompletionChunk]) -> Completion:
     """The completion that a stream of `chunks` adds up to."""
     text = ""
+    logprobs: CompletionLogprobs | None = None
     for chunk in chunks:
-        text += chunk["choices"][0]["text"]
-    choice = chunk["choices"][0]
-    return {**chunk, "choices": [{**choice, "text": text}]}  # type: ignore[typeddict-item]
+        choice = chunk["choices"][0]
+        text += choice["text"]
+        more = choice["logprobs"]
+        if logprobs is None:
+            logprobs = more
+        elif more is not None:
+            logprobs = {
+                "tokens": logprobs["tokens"] + more["tokens"],
+                "text_offset": logprobs["text_offset"] + more["text_offset"],
+                "token_logprobs": logprobs["token_logprobs"] + more["token_logprobs"],
+                "top_logprobs": logprobs["top_logprobs"] + more["top_logprobs"],
+            }
+    whole: CompletionChoice = {**choice, "text": text, "logprobs": logprobs}
+    return {**chunk, "choices": [whole]}  # type: ignore[typeddict-item]
 
 
 def join_chat(chunks: Iterator[ChatCompletionChunk]) -> ChatCompletion:
     """The chat completion that a stream of `chunks` adds up to."""
     content = ""
+    logprobs: ChatLogprobs | None = None
     for chunk in chunks:
-        content += chunk["choices"][0]["delta"].get("content", "")
+        choice = chunk["choices"][0]
+        content += choice["delta"].get("content", "")
+        if choice["logprobs"] is not None:
+            so_far = logprobs["content"] if logprobs else []
+            logprobs = {"content": so_far + choice["logprobs"]["content"], "refusal": None}
     return {
         "id": chunk["id"],
         "object": "chat.completion",
@@ -98,7 +170,7 @@ def join_chat(chunks: Iterator[ChatCompletionChunk]) -> ChatCompletion:
             {
                 "index": 0,
                 "message": {"role": "assistant", "content": content},
-                "logprobs": None,
+                "logprobs": logprobs,
                 "finish_reason": chunk["choices"][0]["finish_reason"],
             }
         ],

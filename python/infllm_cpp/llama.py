@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict, overload
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from . import _core, chat
+from . import _core
+from ._completions import Completer, CompletionOptions
 from ._devices import choose_devices
 from ._following import FollowingContext
 from ._library import SessionLibrary
@@ -22,16 +23,11 @@ from ._loading import (
     resolve_infllm,
 )
 from ._reading import ProgressCallback, Reader, TraceCallback
-from ._responses import chat_chunks, completion_chunks, join_chat, join_completion
-from ._sessions import SessionOwner
-from ._sizes import kv_bytes_per_token
 from ._threads import default_n_threads
-from ._tokens import as_tokens
 from .config import InfLLMConfig
-from .types import ChatCompletion, ChatCompletionChunk, ChatMessage, Completion, CompletionChunk
 
 if TYPE_CHECKING:
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Self
 
 __all__ = ["CompletionOptions", "KVType", "Llama", "ProgressCallback", "TraceCallback"]
 
@@ -41,23 +37,7 @@ _INFLLM_DEFAULT = InfLLMConfig()
 _ATTRIBUTES = ("model_path", "verbose", "chat_template", "parse_special", "_seed", "_kv_types", "_make")
 
 
-class CompletionOptions(TypedDict, total=False):
-    """Keyword arguments of both kinds of completion, explained at `Llama.create_completion`."""
-
-    max_tokens: int | None
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repeat_penalty: float
-    frequency_penalty: float
-    presence_penalty: float
-    stop: str | Sequence[str] | None
-    seed: int | None
-    progress: ProgressCallback | None
-
-
-class Llama(SessionOwner):
+class Llama(Completer):
     """A GGUF model and a context of one sequence.
 
     Names and meaning of parameters and methods follow llama-cpp-python where it has them.
@@ -276,301 +256,3 @@ class Llama(SessionOwner):
             Reader.__init__(res, self._model, ctx, self._n_ctx, self.progress, following)
             res._take_over(self)
             return res
-
-    # -- the model ---------------------------------------------------------------------------------
-
-    @property
-    def metadata(self) -> dict[str, str]:
-        """Metadata of the GGUF, without arrays."""
-        return self._model.meta()
-
-    @property
-    def infllm(self) -> InfLLMConfig | None:
-        """Parameters of the InfLLM memory with the automatic values filled in; None without it."""
-        params = self._ctx.infllm_params()
-        return None if params is None else InfLLMConfig._from_params(params)
-
-    def n_ctx(self) -> int:
-        """Tokens that the context can hold."""
-        return self._n_ctx
-
-    def n_ctx_train(self) -> int:
-        """Tokens that the model was trained for."""
-        return self._model.n_ctx_train()
-
-    def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
-        return self._model.n_vocab()
-
-    def n_embd(self) -> int:
-        """Size of an embedding."""
-        return self._model.n_embd()
-
-    def kv_bytes_per_token(self) -> float:
-        """Bytes of K and V of one token in all layers."""
-        return kv_bytes_per_token(self._model, *self._kv_types)
-
-    def token_bos(self) -> int:
-        """Token that begins a text; -1 if there is none."""
-        return self._model.token_bos()
-
-    def token_eos(self) -> int:
-        """Token that ends a text; -1 if there is none."""
-        return self._model.token_eos()
-
-    def token_nl(self) -> int:
-        """Token of a new line; -1 if there is none."""
-        return self._model.token_nl()
-
-    def tokenize(self, text: str | bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        """Split a text into tokens.
-
-        Parameters
-        ----------
-        text : str or bytes
-            Bytes are taken to be UTF-8.
-        add_bos : bool
-            Begin with the BOS token, for models that want one.
-        special : bool
-            Read the names of special tokens in the text as these tokens.
-
-        Returns
-        -------
-        list of int
-        """
-        if not isinstance(text, (str, bytes)):
-            raise TypeError(f"text = {text!r} is neither a str nor bytes")
-        data = text.encode("utf-8", errors="replace") if isinstance(text, str) else text
-        return self._model.tokenize(data, add_bos, special)
-
-    def detokenize(self, tokens: Sequence[int], special: bool = False) -> bytes:
-        """Text of tokens, as UTF-8 bytes: a token may be part of a character.
-
-        Parameters
-        ----------
-        tokens : sequence of int
-        special : bool
-            Write the names of special tokens too.
-
-        Raises
-        ------
-        TypeError
-            When a token is not an integer.
-        ValueError
-            When a token is not in the vocabulary.
-        """
-        return self._model.detokenize(as_tokens(tokens, self._model.n_vocab()), False, special)
-
-    # -- generation --------------------------------------------------------------------------------
-
-    @overload
-    def create_completion(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        echo: bool = ...,
-        stream: Literal[False] = ...,
-        **options: Unpack[CompletionOptions],
-    ) -> Completion: ...
-
-    @overload
-    def create_completion(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        echo: bool = ...,
-        stream: Literal[True],
-        **options: Unpack[CompletionOptions],
-    ) -> Iterator[CompletionChunk]: ...
-
-    def create_completion(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_tokens: int | None = 16,
-        temperature: float = 0.8,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        echo: bool = False,
-        stream: bool = False,
-        progress: ProgressCallback | None = None,
-    ) -> Completion | Iterator[CompletionChunk]:
-        """Continue a text. ``llm(prompt, ...)`` is the same.
-
-        Tokens at the beginning of `prompt` that are stored already are not evaluated again.
-
-        Parameters
-        ----------
-        prompt : str or sequence of int
-            Text, or tokens. Names of special tokens in a text are read as these tokens: such a prompt is
-            written by the program. Give ``tokenize(text)`` for a text of somebody else.
-        max_tokens : int or None
-            Tokens to generate at most; ``None`` or below 1: what `n_ctx` leaves room for.
-        temperature : float
-            0: always the most likely token.
-        top_k : int
-            Draw from this many most likely tokens; 0: all.
-        top_p : float
-            Draw from the most likely tokens that make up this probability; 1: all.
-        min_p : float
-            Draw from tokens at least this likely, relative to the most likely one; 0: all.
-        repeat_penalty, frequency_penalty, presence_penalty : float
-            Penalties on the last 64 tokens; 1, 0 and 0: none.
-        stop : str, sequence of str or None
-            Strings that end the text.
-        seed : int or None
-            ``None``: the constructor's.
-        echo : bool
-            Begin the text with the prompt.
-        stream : bool
-            Return an iterator over pieces of the text.
-        progress : callable or None
-            ``progress(n_done, n_total)`` after every batch of the prompt that has to be evaluated.
-
-        Returns
-        -------
-        Completion or iterator of CompletionChunk
-            Dictionaries of OpenAI's shape. ``finish_reason`` is ``"stop"`` or, when `max_tokens` or `n_ctx`
-            is reached, ``"length"``.
-
-        Raises
-        ------
-        TypeError
-            When `prompt` is neither text nor integers, or another parameter has a wrong type.
-        ValueError
-            When a parameter is out of range, or the prompt is empty or longer than `n_ctx`.
-        RuntimeError
-            From a stream, when another call changed the stored tokens meanwhile.
-        MemoryError, KeyboardInterrupt, InterruptedError
-            As `eval`; the object can be used on.
-        """
-        tokens = self._prompt_tokens(prompt)
-        pieces = self._generate(
-            tokens,
-            max_tokens=max_tokens,
-            stop=stop,
-            stream=stream,
-            progress=progress,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-        )
-        prefix = ""
-        if echo:
-            prefix = (
-                prompt
-                if isinstance(prompt, str)
-                else self.detokenize(tokens).decode("utf-8", errors="replace")
-            )
-
-        chunks = completion_chunks(self.model_path, prefix, pieces)
-        if stream:
-            return chunks
-        with self._computing():
-            return join_completion(chunks)
-
-    __call__ = create_completion
-
-    @overload
-    def create_chat_completion(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        stream: Literal[False] = ...,
-        **options: Unpack[CompletionOptions],
-    ) -> ChatCompletion: ...
-
-    @overload
-    def create_chat_completion(
-        self, messages: Sequence[ChatMessage], *, stream: Literal[True], **options: Unpack[CompletionOptions]
-    ) -> Iterator[ChatCompletionChunk]: ...
-
-    def create_chat_completion(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        max_tokens: int | None = None,
-        temperature: float = 0.2,
-        top_k: int = 40,
-        top_p: float = 0.95,
-        min_p: float = 0.05,
-        repeat_penalty: float = 1.0,
-        frequency_penalty: float = 0.0,
-        presence_penalty: float = 0.0,
-        stop: str | Sequence[str] | None = None,
-        seed: int | None = None,
-        stream: bool = False,
-        progress: ProgressCallback | None = None,
-    ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
-        """Answer the last message of a chat, with the chat template in the GGUF.
-
-        Parameters
-        ----------
-        messages : sequence of ChatMessage
-            ``{"role": "user", "content": "..."}`` and so on, oldest first. What an earlier turn stored is
-            reused. Names of special tokens in them are text, unless `parse_special`.
-
-        Other parameters, returned values and errors are as for `create_completion`; ValueError is also
-        raised when the template refuses the messages.
-        """
-        pieces = self._generate(
-            self.chat_tokens(messages),
-            max_tokens=max_tokens,
-            stop=stop,
-            stream=stream,
-            progress=progress,
-            seed=seed,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repeat_penalty=repeat_penalty,
-            frequency_penalty=frequency_penalty,
-            presence_penalty=presence_penalty,
-        )
-        chunks = chat_chunks(self.model_path, pieces)
-        if stream:
-            return chunks
-        with self._computing():
-            return join_chat(chunks)
-
-    def chat_prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> str:
-        """The prompt that the chat template makes of `messages`, as text."""
-        return self._render(messages, add_generation_prompt).text()
-
-    def chat_tokens(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
-        """Tokens of `chat_prompt`.
-
-        Only the template's own text becomes special tokens, unless `parse_special`: what messages contain is
-        text, whatever it looks like. BOS is added if the model wants one and the template has none.
-        """
-        return self._render(messages, add_generation_prompt).tokenize(self._model, self.parse_special)
-
-    def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> _core.ChatPrompt:
-        model = self._model
-        bos, eos = model.token_bos(), model.token_eos()
-        return chat.render(
-            messages,
-            self.chat_template or model.chat_template(),
-            bos_token=model.token_text(bos) if bos >= 0 else "",
-            eos_token=model.token_text(eos) if eos >= 0 else "",
-            add_generation_prompt=add_generation_prompt,
-        )
-
-    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
-        if not isinstance(prompt, str):
-            return as_tokens(prompt, self._model.n_vocab())
-        bos = self._model.token_bos()
-        # an empty text is a fair prompt for a model that can begin with BOS
-        return self.tokenize(prompt, special=True) or ([bos] if bos >= 0 else [])

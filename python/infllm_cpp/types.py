@@ -41,10 +41,36 @@ class Timings(TypedDict):
     predicted_per_second: float
 
 
+class CompletionLogprobs(TypedDict):
+    """Of each token; `text_offset` is where it begins in the text."""
+
+    tokens: list[str]
+    text_offset: list[int]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+
+
+class TopLogprob(TypedDict):
+    """A token, its UTF-8 bytes, and its log probability in nats."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
+
+
+class ChatTokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    content: list[ChatTokenLogprob]
+    refusal: None
+
+
 class CompletionChoice(TypedDict):
     text: str
     index: int
-    logprobs: None
+    logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
 
 
@@ -81,7 +107,7 @@ class AssistantMessage(TypedDict):
 class ChatChoice(TypedDict):
     index: int
     message: AssistantMessage
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
 
 
@@ -103,7 +129,7 @@ class ChatDelta(TypedDict, total=False):
 class ChatChunkChoice(TypedDict):
     index: int
     delta: ChatDelta
-    logprobs: None
+    logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
 
 
