@@ -18,6 +18,7 @@ except ImportError as err:  # libcuda.so.1, for example, comes with the driver
         "install the driver of your device, or infllm-cpp without support for it"
     ) from None
 from ._core import DeviceInfo, DeviceLostError, TraceEvent, llama_version, local_devices, system_info
+from .async_llama import AsyncLlama
 from .config import InfLLMConfig, InfLLMStats
 from .grammar import LlamaGrammar
 from .llama import Llama
@@ -39,6 +40,7 @@ def library_dir() -> Path:
 
 
 __all__ = [
+    "AsyncLlama",
     "DeviceInfo",
     "DeviceLostError",
     "InfLLMConfig",
