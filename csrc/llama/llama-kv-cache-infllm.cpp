@@ -1,9 +1,8 @@
 #include "llama-kv-cache-infllm.h"
 
 #include "llama-infllm-impl.h"
+#include "llama-infllm-split.h"
 #include "llama-infllm-state.h"
-
-#include "../infllm/text-split.h"
 
 #include "llama-impl.h"
 #include "llama-io.h"
@@ -54,118 +53,25 @@ llama_memory_context_ptr llama_kv_cache_infllm::init_batch(
 }
 
 std::vector<llama_ubatch> llama_kv_cache_infllm::prepare(llama_batch_allocr & balloc, uint32_t n_ubatch) {
-    const auto fail = [](const std::string & why) {
-        llama_infllm_set_error(why);
-        LLAMA_LOG_ERROR("init_batch: %s\n", why.c_str());
-        return std::vector<llama_ubatch>();
-    };
-
     llama_infllm_set_error("");
 
-    balloc.split_reset();
-
-    std::vector<llama_ubatch> ubatches;
-
-    // walk through the batch as apply() will, to make sure that all of it can be taken
-    std::vector<llama_infllm_sequence::plan> plans;
-    for (const auto & seq : seqs) {
-        plans.push_back({ 0, seq.get_n_tokens(), seq.get_n_offload() });
-    }
-    size_t   n_blocks_new = 0;
-    uint32_t n_block_max  = 0;
-
-    // what the batch has of each sequence; a text ends here if its last token alone has an output
-    struct part { uint32_t p1; uint32_t n_outputs; bool last_output; };
-    const llama_batch & batch = balloc.get_batch();
-    if (batch.embd && model.hparams.n_pos_per_embd() > 1) {
-        return fail("the batch has embeddings, of an image for example, whose tokens have several positions each: "
-                "the InfLLM memory takes text alone");
-    }
-    std::vector<part>   parts(seqs.size());
-    for (size_t s = 0; s < seqs.size(); ++s) {
-        parts[s].p1 = plans[s].p1;
-    }
-    for (int32_t i = 0; i < batch.n_tokens; ++i) {
-        if (batch.n_seq_id[i] != 1) {
-            return fail("a token belongs to several sequences, but the sequences of the InfLLM memory share no cells: "
-                    "give each sequence its own tokens");
-        }
-        auto & p = parts[batch.seq_id[i][0]];
-        p.p1          += 1;
-        p.n_outputs   += batch.logits[i] != 0;
-        p.last_output  = batch.logits[i] != 0;
-    }
-
-    const auto is_split = [&](int32_t i) { return batch.pos[i] < llama_pos(plans[batch.seq_id[i][0]].p1); };
-
-    // sequences that have one token left each, and follow on each other from that of token i on
-    const auto n_streams = [&](int32_t i) {
-        uint32_t n = 0;
-        for (llama_seq_id s = batch.seq_id[i][0]; i < batch.n_tokens && n < n_ubatch; ++i) {
-            if (batch.seq_id[i][0] == s && !is_split(i)) {
-                if (parts[s].p1 != plans[s].p1 + 1) {
-                    break;
-                }
-                n++;
-                s++;
-            }
-        }
-        return can_stream() ? n : 0;
-    };
-
-    for (int32_t i = 0; ; ) {
-        // the first token that is in no ubatch yet
-        while (i < batch.n_tokens && is_split(i)) {
-            i++;
-        }
-        uint32_t n = n_ubatch;
-        if (i < batch.n_tokens && layers.can_page()) {
-            const auto &   part = parts[batch.seq_id[i][0]];
-            const uint32_t p0   = plans[batch.seq_id[i][0]].p1;
-            if (part.p1 > layers.cells.n_cells() && p0 < part.p1) {
-                const bool ends = part.n_outputs == 1 && part.last_output;
-                n = infllm::text_split { n_ubatch, ends ? get_selector().n_end() : 0 }.next(p0, part.p1) - p0;
-            }
-        }
-
-        const uint32_t n_stream = i < batch.n_tokens ? n_streams(i) : 0;
-
-        // it takes the sequences that it has found when there are more than it is asked for
-        auto ubatch = n_stream > 1 ? balloc.split_equal(n_stream - 1, true, 0) : balloc.split_seq(n);
-        if (ubatch.n_tokens == 0) {
-            break;
-        }
-
-        for (uint32_t j = 0; j < ubatch.n_tokens; j += ubatch.n_tokens/ubatch.n_seqs_unq) {
-            const llama_seq_id s  = ubatch.seq_id[j][0];
-            const uint32_t     p0 = plans[s].p1;
-            const uint32_t     p1 = p0 + ubatch.n_tokens/ubatch.n_seqs_unq;
-
-            if (ubatch.pos[j] != llama_pos(p0)) {
-                return fail(::format("the tokens of sequence %d start at position %d, but must follow on position %d",
-                        s, ubatch.pos[j], int(p0) - 1));
-            }
-            if (p1 > layers.prm.n_ctx_seq) {
-                return fail(::format("sequence %d needs %u tokens, but n_ctx is %u per sequence: "
-                        "make the context larger or the text shorter", s, p1, layers.prm.n_ctx_seq));
-            }
-
-            const auto plan = llama_infllm_sequence::make_plan(layers.cells, p0, p1, plans[s].n_offload);
-            n_blocks_new += plan.n_offload - plans[s].n_offload;
-            n_block_max   = std::max(n_block_max, plan.n_offload);
-            plans[s] = plan;
-        }
-
-        ubatches.push_back(std::move(ubatch));
-    }
-
+    std::vector<llama_ubatch> res;
     try {
-        reserve(n_blocks_new, n_block_max);
+        if (balloc.get_batch().embd && model.hparams.n_pos_per_embd() > 1) {
+            throw std::runtime_error("the batch has embeddings, of an image for example, whose tokens have several positions each: "
+                    "the InfLLM memory takes text alone");
+        }
+        llama_infllm_split split(balloc, layers, seqs, n_ubatch, can_stream());
+        for (auto ubatch = split.next(); ubatch.n_tokens > 0; ubatch = split.next()) {
+            res.push_back(std::move(ubatch));
+        }
+        reserve(split.get_n_blocks_new(), split.get_n_block_max());
     } catch (const std::exception & err) {
-        return fail(err.what());
+        llama_infllm_set_error(err.what());
+        LLAMA_LOG_ERROR("init_batch: %s\n", err.what());
+        return {};
     }
-
-    return ubatches;
+    return res;
 }
 
 bool llama_kv_cache_infllm::fits_memory(uint64_t n_new) const {
