@@ -14,8 +14,10 @@ import typer
 
 from . import _terminal as term
 from . import models
+from ._files import read_text_file
 from ._sessions import open_session
 from .config import InfLLMConfig
+from .grammar import LlamaGrammar
 from .llama import CompletionOptions, Llama
 
 _default = InfLLMConfig()
@@ -257,10 +259,34 @@ class SamplingOptions:
     min_p: Annotated[float, _option(_SAMPLING, "Draw from tokens at least this likely, relatively.")] = 0.05
     repeat_penalty: Annotated[float, _option(_SAMPLING, "Penalty on recent tokens; 1: none.")] = 1.0
     seed: Annotated[int | None, _option(_SAMPLING, "Seed of the sampler.", default="random")] = None
+    grammar: Annotated[
+        Path | None,
+        _option(_SAMPLING, "File with a grammar (GBNF) that answers must follow.", default="none"),
+    ] = None
+    json_schema: Annotated[
+        Path | None,
+        _option(_SAMPLING, "File with a JSON schema: answers are JSON that it allows.", default="none"),
+    ] = None
+
+    def _grammar(self) -> LlamaGrammar | None:
+        if self.grammar is not None and self.json_schema is not None:
+            raise ValueError("--grammar and --json-schema are both given: use one of them")
+        if self.grammar is not None:
+            return LlamaGrammar(read_text_file(self.grammar))
+        if self.json_schema is not None:
+            return LlamaGrammar.from_json_schema(read_text_file(self.json_schema))
+        return None
 
     def completion_options(self) -> CompletionOptions:
-        """As keyword arguments of `Llama.create_completion`."""
+        """As keyword arguments of `Llama.create_completion`.
+
+        Raises
+        ------
+        OSError, ValueError
+            When a grammar or a schema cannot be read.
+        """
         return {
+            "grammar": self._grammar(),
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "top_k": self.top_k,

@@ -144,6 +144,8 @@ def run(
         infllm run --session book.session -p "Who did it?"
 
         infllm run --session-dir sessions -f book.txt -p "Who did it?"
+
+        infllm run -f letter.txt -p "Who wrote it, and when?" --json-schema letter.json
     """
     text = read_prompt(file, prompt)
     if session is not None and system is not None:

@@ -412,3 +412,26 @@ def test_bench_fits_a_line_to_plain(infllm: Run, tmp_path: Path) -> None:
     result = infllm("bench", "--lengths", "200,700", *args, *SMALL_MEMORY)
     assert result.returncode == 1
     assert result.stderr.startswith("error: plain_up_to = 400 leaves 1 of the lengths [200, 700]")
+
+
+def test_an_answer_follows_a_schema_or_a_grammar(infllm: Run, tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"]}')
+    run = ("run", "-q", "-p", "One or two?", "-n", "48")
+    result = infllm(*run, "--json-schema", str(schema))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["n"] in (1, 2)
+
+    grammar = tmp_path / "grammar.gbnf"
+    grammar.write_text('root ::= "one" | "two"')
+    assert infllm(*run, "--grammar", str(grammar)).stdout.strip() in ("one", "two")
+
+    for options, message in (
+        (["--grammar", str(grammar), "--json-schema", str(schema)], "are both given"),
+        (["--grammar", str(tmp_path / "none")], "none"),
+        (["--grammar", str(schema)], "grammar is not GBNF"),
+        (["--json-schema", str(grammar)], "json_schema cannot be made a grammar"),
+    ):
+        result = infllm(*run, *options)
+        assert result.returncode == 1
+        assert message in result.stderr
