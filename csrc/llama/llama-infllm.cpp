@@ -205,11 +205,15 @@ llama_infllm_scope::llama_infllm_scope(const llama_model & model, llama_context_
             last_error = "environment variable LLAMA_INFLLM: " + last_error;
             is_ok      = false;
         }
+        request_active = request_active && !model.hparams.vocab_only; // it is tokenised with alone
         if (request_active) {
             LLAMA_LOG_INFO("%s: InfLLM memory switched on by the environment variable LLAMA_INFLLM\n", __func__);
         }
     }
 
+    if (request_active && model.hparams.vocab_only) {
+        is_ok = fail("the model was loaded with its vocabulary alone (vocab_only): there is nothing to compute");
+    }
     if (request_active && is_ok) {
         is_ok = llama_infllm_params_resolve(&model, &params, &request);
 

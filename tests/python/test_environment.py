@@ -59,6 +59,20 @@ def test_the_same_script_with_the_method_off_and_on(model_path: Path, passkey: t
         assert text.strip().startswith(key), value
 
 
+VOCABULARY = """
+import json, sys
+import llama_cpp
+
+llm = llama_cpp.Llama(sys.argv[1], vocab_only=True, verbose=False)
+assert llm.detokenize(llm.tokenize(b"Hello")) == b"Hello"
+"""
+
+
+def test_a_model_of_a_vocabulary_alone_has_no_memory(model_path: Path) -> None:
+    result = run(model_path, [], "1", VOCABULARY)
+    assert result.returncode == 0, result.stderr
+
+
 STATES = """
 import json, sys, tempfile
 import numpy as np
