@@ -1,4 +1,4 @@
-"""llama-cpp-python's own tests on our library, with the method and without: what passes without it passes with it.
+"""llama-cpp-python's own tests on our library, with the method and without.
 
     python scripts/peer_tests.py
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from . import __version__, models
+from . import __version__, library_dir, models
 from . import _terminal as term
 from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
 from ._bench import run_bench
@@ -21,8 +22,8 @@ from ._info import print_info, print_session
 from ._loading import check_int
 from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
 from ._read import read_files
+from ._serve import environment, server_arguments
 from ._serve import serve as run_server
-from ._serve import server_arguments
 from ._trace import record, report
 
 app = typer.Typer(
@@ -390,6 +391,26 @@ def serve(
         sys.exit(run_server(arguments, None))
     made = server_arguments(options, parallel, host, port, session_dir)
     sys.exit(run_server([*made, *(arguments or [])], options.config()))
+
+
+@app.command()
+@with_options
+def env(options: RunOptions) -> None:
+    """Print the variables by which other programs on llama-cpp-python get our library and the method.
+
+    Of the options those of the InfLLM memory count.
+
+    Examples:
+
+        eval "$(infllm env)"
+
+        eval "$(infllm env --n-local 2048 --topk 8)" && python program.py
+    """
+    for name, value in (
+        ("LLAMA_CPP_LIB_PATH", str(library_dir())),
+        ("LLAMA_INFLLM", environment(options.config())),
+    ):
+        print(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import infllm_cpp
+from conftest import Run
 from rpc import BIN_DIR
 
 # llama-cpp-python is installed without libraries of its own by scripts/test.sh
@@ -71,6 +72,19 @@ assert llm.detokenize(llm.tokenize(b"Hello")) == b"Hello"
 def test_a_model_of_a_vocabulary_alone_has_no_memory(model_path: Path) -> None:
     result = run(model_path, [], "1", VOCABULARY)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_variables_are_printed_for_a_shell(infllm: Run, model_path: Path) -> None:
+    printed = infllm("env", "--n-local", "256", "--block-size", "32").stdout
+    script = f"""{printed}
+exec "$0" -c 'import llama_cpp, sys
+llm = llama_cpp.Llama(sys.argv[1], n_ctx=1024, n_batch=128, n_ubatch=128, verbose=True)' "$1" """
+    result = subprocess.run(
+        ["sh", "-c", script, sys.executable, str(model_path)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "n_local = 256, block_size = 32" in result.stderr
+    assert "LLAMA_INFLLM=0" in infllm("env", "--no-infllm").stdout
 
 
 STATES = """
