@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
@@ -21,11 +22,26 @@ HELP = """\
 /file PATH  put a text file into the context; ask about it afterwards
 /save PATH  save the chat with all it has read; without PATH: to the file of --session
 /load PATH  go on with a chat that was saved, or a text that infllm read has read
+/retry      answer the last question again
+/edit TEXT  ask TEXT in place of the last question; without TEXT: change it (on a terminal)
+/system TEXT  begin anew with a system message; without TEXT: with none
+/params     how tokens are drawn; /params NAME VALUE changes it
 /stats      memory and speed
 /reset      forget the chat
 /help       this
 /quit       leave, as does Ctrl-D
 A text of several lines that is pasted is one message. Ctrl-C interrupts an answer, or reading."""
+
+
+_PARAMS: dict[str, Callable[[str], float]] = {
+    "max_tokens": int,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repeat_penalty": float,
+    "seed": int,
+}
 
 
 class ChatSession:
@@ -52,6 +68,7 @@ class ChatSession:
         self._chat = Conversation.begin(system)
         self._path = path
         self._saved: Conversation | None = None
+        self._last: tuple[Conversation, str] | None = None  # the last question, and the chat before it
         if path is not None:
             check_output(llm, path)
         if path is not None and path.exists():
@@ -74,11 +91,11 @@ class ChatSession:
     def _run(self) -> None:
         if sys.stdin.isatty():
             term.note("/help for help, Ctrl-D to leave")
-        read = message_input()
+        self._read = message_input()
 
         while True:
             try:
-                message = read()
+                message = self._read("")
                 if message is None:
                     return
                 if message and not self._handle(message):
@@ -99,6 +116,16 @@ class ChatSession:
             self._answer(message)
         elif command == "/file":
             self._read_file(argument.strip().strip("\"'"))
+        elif command == "/retry":
+            self._ask_again(None)
+        elif command == "/edit":
+            self._edit(argument.strip())
+        elif command == "/system":
+            self._system = argument.strip() or None
+            self._begin()
+            term.note("the chat begins anew" + (", with this system message" if self._system else ""))
+        elif command == "/params":
+            self._set_params(argument.split())
         elif command == "/stats":
             self._print_stats()
         elif command == "/save":
@@ -106,8 +133,7 @@ class ChatSession:
         elif command == "/load":
             self.load(argument.strip().strip("\"'"))
         elif command == "/reset":
-            self._chat = Conversation.begin(self._system)
-            self._llm.reset()
+            self._begin()
             term.note("the chat is forgotten")
         elif command == "/help":
             term.note(HELP)
@@ -117,7 +143,41 @@ class ChatSession:
             term.error(f"{message} is not a command: see /help")
         return True
 
+    def _begin(self) -> None:
+        self._chat = Conversation.begin(self._system)
+        self._last = None
+        self._llm.reset()
+
+    def _edit(self, question: str) -> None:
+        if not question and self._last is not None and sys.stdin.isatty():
+            question = self._read(self._last[1]) or ""
+        if not question:
+            raise ValueError("/edit needs the text of a question: /edit TEXT")
+        self._ask_again(question)
+
+    def _ask_again(self, question: str | None) -> None:
+        """The last question once more, or another one in its place."""
+        if self._last is None:
+            raise ValueError("nothing was asked yet: a question comes first")
+        self._chat, last = self._last
+        self._answer(last if question is None else question)
+
+    def _set_params(self, words: list[str]) -> None:
+        """Change one of the numbers by which tokens are drawn, or print all."""
+        values = {name: value for name, value in self._options.items() if name in _PARAMS}
+        if words:
+            name, value = words[0], " ".join(words[1:])
+            if name not in _PARAMS:
+                raise ValueError(f"/params {name} is unknown: use {', '.join(_PARAMS)}")
+            try:
+                values[name] = _PARAMS[name](value)
+            except ValueError:
+                raise ValueError(f"/params {name} = {value!r} is not a number") from None
+            self._options = {**self._options, **values}  # type: ignore[typeddict-item]
+        term.note(", ".join(f"{name} = {value}" for name, value in values.items()))
+
     def _answer(self, question: str) -> None:
+        self._last = self._chat, question
         messages = self._chat.asked(question)
         text = ""
         try:
@@ -180,7 +240,7 @@ class ChatSession:
         if not name:
             raise ValueError("/load needs the path of a session file: /load PATH")
         path = Path(os.path.expanduser(name))
-        self._chat = load_conversation(self._llm, path)
+        self._chat, self._last = load_conversation(self._llm, path), None
         n_questions = self._chat.n_questions()
         term.note(f"{path}: {n_questions} questions so far, {self._llm.n_tokens:,} tokens are stored")
 

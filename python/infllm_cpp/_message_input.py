@@ -12,10 +12,11 @@ from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
 
-def message_input() -> Callable[[], str | None]:
+def message_input() -> Callable[[str], str | None]:
     """A function that returns the next message, or ``None`` at the end.
 
-    On a terminal a message is a line, or a pasted text of several lines; else a line.
+    On a terminal a message is a line, or a pasted text of several lines; else a line. The function's argument
+    is what the line has at first, on a terminal.
     """
     if not sys.stdin.isatty():
         return _read_line
@@ -23,16 +24,16 @@ def message_input() -> Callable[[], str | None]:
     output = create_output(stdout=sys.stderr)
     session: PromptSession[str] = PromptSession(key_bindings=_bindings(), output=output)
 
-    def read() -> str | None:
+    def read(default: str) -> str | None:
         try:
-            return session.prompt("> ").strip()
+            return session.prompt("> ", default=default).strip()
         except EOFError:
             return None
 
     return read
 
 
-def _read_line() -> str | None:
+def _read_line(default: str) -> str | None:
     line = sys.stdin.readline()
     return line.strip() if line else None
 

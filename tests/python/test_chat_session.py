@@ -30,7 +30,7 @@ def chat(llm: Llama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     def run(*messages: str) -> str:
         script = iter([*messages, None])
-        monkeypatch.setattr(_chat_session, "message_input", lambda: lambda: next(script))
+        monkeypatch.setattr(_chat_session, "message_input", lambda: lambda _: next(script))
         ChatSession(llm, None, {"max_tokens": 2, "temperature": 0}).run()
         return " ".join(capsys.readouterr().err.split())
 
@@ -105,3 +105,32 @@ def test_an_interrupted_file_does_not_count(
 def test_a_text_of_several_lines_is_no_command(chat: Chat) -> None:
     assert "is not a command" in chat("/etc is a folder")
     assert "error" not in chat("/etc is a folder\n/usr is another")
+
+
+def test_a_question_is_asked_again_and_changed(llm: Llama, chat: Chat, tmp_path: Path) -> None:
+    assert chat("/retry") == chat("/edit x") == "error: nothing was asked yet: a question comes first"
+    text = write(tmp_path / "a.txt", "A text.")
+    session = tmp_path / "a.session"
+    assert "error" not in chat(f"/file {text}", "One?", "Two?", "/retry", "/edit Three?", f"/save {session}")
+    stored = llm.detokenize(llm.tokens).decode()
+    assert "A text.\n\nOne?" in stored
+    assert "Two?" not in stored
+    assert stored.count("Three?") == 1
+    assert "1 questions" not in chat(f"/load {session}", "/retry")
+    assert "error: nothing was asked yet" in chat(f"/load {session}", "/retry")
+    assert "error: /edit needs the text" in chat("One?", "/edit")
+
+
+def test_a_system_message_begins_anew(llm: Llama, chat: Chat) -> None:
+    assert "the chat begins anew, with this system message" in chat("One?", "/system Be kind.", "Two?")
+    stored = llm.detokenize(llm.tokens).decode()
+    assert stored.lstrip().startswith("system: Be kind.\nuser: Two?")
+    assert "the chat begins anew" in chat("/system")
+
+
+def test_parameters_are_shown_and_changed(chat: Chat) -> None:
+    assert chat("/params") == "max_tokens = 2, temperature = 0"
+    assert chat("/params top_k 3") == "max_tokens = 2, temperature = 0, top_k = 3"
+    assert "error: /params top is unknown: use max_tokens" in chat("/params top 3")
+    assert "error: /params top_k = 'x' is not a number" in chat("/params top_k x")
+    assert "error: top_p = 2.0 is out of range" in chat("/params top_p 2", "One?")

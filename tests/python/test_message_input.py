@@ -23,7 +23,7 @@ from infllm_cpp._message_input import message_input
 read = message_input()
 while True:
     try:
-        message = read()
+        message = read("")
     except KeyboardInterrupt:
         message = "interrupted"
     print(repr(message), flush=True)
