@@ -28,7 +28,6 @@ from ._trace import record, report
 
 app = typer.Typer(
     help="Contexts far longer than device memory and than the training length, for any GGUF model.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
