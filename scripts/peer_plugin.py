@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 results: dict[str, tuple[str, str]] = {}
@@ -21,7 +21,8 @@ def download(repo_id: str, filename: str, **kwargs: Any) -> str:
     return os.environ["INFLLM_PEER_MODEL"]
 
 
-huggingface_hub.hf_hub_download = download  # type: ignore[assignment]
+hub: Any = importlib.import_module("huggingface_hub")
+hub.hf_hub_download = download
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
