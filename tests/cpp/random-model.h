@@ -30,6 +30,7 @@ struct random_model {
     uint32_t    n_rot       = 64;
     uint32_t    n_ctx_train = 4096;
     bool        factors     = false; // a frequency factor for each pair, as in Llama 3
+    uint32_t    n_ctx_orig  = 0;     // LongRoPE: other factors in contexts that are longer; arch: "minicpm"
 
     model_ptr load() const {
         const std::string path = testing::TempDir() + "infllm-random-" + std::to_string(getpid()) + ".gguf";
@@ -87,6 +88,12 @@ private:
         matrix("token_embd", n_embd, N_VOCAB);
         matrix("output",     n_embd, N_VOCAB);
         has_bias ? norm("output_norm") : rms("output_norm");
+        if (n_ctx_orig > 0) {
+            gguf_set_val_str(out.get(), (arch + ".rope.scaling.type").c_str(), "longrope");
+            set("rope.scaling.original_context_length", n_ctx_orig);
+            add("rope_factors_long.weight",  n_rot/2, 0, 3.0f, 0.5f);
+            add("rope_factors_short.weight", n_rot/2, 0, 1.0f, 0.1f);
+        }
         if (factors) {
             add("rope_freqs.weight", n_rot/2, 0, 3.0f, 0.5f);
         }

@@ -190,3 +190,53 @@ TEST_P(RopeKinds, SelectionDoesNotDependOnTheMagnitude) {
         }
     }
 }
+
+// MiniCPM4, Phi 3.5: contexts beyond the original length have other frequency factors, from their first token on
+TEST(LongRope, SwitchesWhereUpstreamDoes) {
+    llama_log_set([](ggml_log_level, const char *, void *) {}, nullptr);
+    llama_backend_init();
+    random_model shape;
+    shape.arch       = "minicpm";
+    shape.n_ctx_orig = 512;
+    const auto model = shape.load();
+    ASSERT_TRUE(model);
+
+    std::mt19937 rng(3);
+    std::vector<llama_token> tokens(448);
+    for (auto & t : tokens) {
+        t = llama_token(rng()%random_model::N_VOCAB);
+    }
+    const uint32_t n_fit = 96;
+
+    std::vector<std::vector<float>> fitting; // logits
+    std::vector<llama_infllm_rope>  ropes;
+    for (const uint32_t n_ctx : { 512u, 2048u }) {
+        SCOPED_TRACE(n_ctx);
+        auto cprm = context_params({ "", "", 64, false, false }, 1.0f);
+        cprm.n_ctx = n_ctx;
+        auto prm = infllm_params();
+        prm.position = LLAMA_INFLLM_POSITION_INFLLM;
+
+        const context_ptr plain(llama_init_from_model(model.get(), cprm));
+        const context_ptr ctx(llama_infllm_init_from_model(model.get(), cprm, prm));
+        ASSERT_TRUE(plain && ctx) << llama_infllm_last_error();
+        ropes.push_back(*llama_infllm_probe_keys(*model, plain->get_cparams()).at(0).rope);
+
+        const auto feed = [&](llama_context * c, uint32_t p0, uint32_t p1) {
+            EXPECT_EQ(llama_decode(c, llama_batch_get_one(tokens.data() + p0, int32_t(p1 - p0))), 0);
+            const float * l = llama_get_logits_ith(c, -1);
+            return std::vector<float>(l, l + random_model::N_VOCAB);
+        };
+        fitting.push_back(feed(ctx.get(), 0, n_fit));
+        EXPECT_EQ(fitting.back(), feed(plain.get(), 0, n_fit));
+
+        // beyond the buffer blocks are moved by the same rotations
+        feed(ctx.get(), n_fit, 448);
+        llama_infllm_stats stats;
+        ASSERT_TRUE(llama_infllm_get_stats(ctx.get(), -1, &stats));
+        EXPECT_GT(stats.n_page_in, 0u);
+        EXPECT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
+    }
+    EXPECT_FALSE(ropes[0] == ropes[1]);
+    EXPECT_NE(fitting[0], fitting[1]);
+}
