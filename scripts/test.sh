@@ -24,6 +24,10 @@ python -m pip install --quiet \
 step "mypy"
 mypy
 
+step "Documentation"
+python -m pip install --quiet mkdocs-material 'mkdocstrings[python]'
+NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
+
 step "Patch against several llama.cpp releases"
 python scripts/check_patch.py
 

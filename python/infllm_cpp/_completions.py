@@ -250,6 +250,8 @@ class Completer(ModelOwner):
     ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
         """Answer the last message of a chat, with the chat template in the GGUF.
 
+        What is not explained here is as for `create_completion`: parameters, returned values and errors.
+
         Parameters
         ----------
         messages : sequence of ChatMessage
@@ -261,8 +263,10 @@ class Completer(ModelOwner):
         logprobs, top_logprobs : bool, int or None
             Log probabilities of the tokens, and of so many of the most likely ones at each.
 
-        Other parameters, returned values and errors are as for `create_completion`; ValueError is also
-        raised when the template refuses the messages.
+        Raises
+        ------
+        ValueError
+            Also when the template refuses the messages, or `response_format` is none.
         """
         if response_format is not None:
             if grammar is not None:
