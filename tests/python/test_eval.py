@@ -19,7 +19,7 @@ from infllm_cpp.evaluation import report, runner
 from infllm_cpp.evaluation.methods import load_method
 from infllm_cpp.evaluation.prose import load_prose, sentences
 from infllm_cpp.evaluation.runner import Plan, perplexity, read_results, run
-from infllm_cpp.evaluation.tasks import N_ANSWER, RETRIEVAL, Haystack, fill
+from infllm_cpp.evaluation.tasks import N_ANSWER, RETRIEVAL, WHOLE, Haystack, fill
 
 
 @pytest.fixture(scope="session")
@@ -62,10 +62,10 @@ def test_a_sample(haystack: Haystack, shared_llm: Llama, task: str, n_tokens: in
         text = shared_llm.detokenize(sample.tokens).decode()
         for question in sample.questions:
             assert question.answer in text
-            if task != "multi-needle":
+            if task not in WHOLE:
                 place = text.index(question.answer) / len(text)
                 assert place < 0.4 if depth < 0.5 else place > 0.6
-    assert len(samples[0.1].questions) == (4 if task == "multi-needle" else 1)
+    assert len(samples[0.1].questions) == {"multi-needle": 4, "multi-passkey": 10}.get(task, 1)
 
 
 @pytest.mark.parametrize("task", RETRIEVAL)
@@ -204,11 +204,11 @@ def test_perplexity_is_that_of_the_logits(llm: Llama, haystack: Haystack) -> Non
 
 
 def test_the_divergence_is_that_of_the_logits(
-    model_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first_layers_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("infllm_cpp.evaluation.runner.BUCKET", 100)
     plan = Plan(
-        model=model_path,
+        model=first_layers_path,
         tasks=["divergence"],
         methods=["full", "full-q8_0", "full-q4_0", "infllm"],
         lengths=[1000],
@@ -221,10 +221,10 @@ def test_the_divergence_is_that_of_the_logits(
     assert 0 < q8_0["kl_mean"] < q4_0["kl_mean"] < 1
     assert 0 < ours["kl_median"] < ours["kl_mean"] < ours["kl_99"]
 
-    with load_method("full", model_path, 1000, SMALL, n_batch=128) as exact:
+    with load_method("full", first_layers_path, 1000, SMALL, n_batch=128) as exact:
         tokens = Haystack(exact.tokenize, prose.read_text()).begin
         tokens += [t for s in Haystack(exact.tokenize, prose.read_text()).cut(999) for t in s]
-        with load_method("full-q4_0", model_path, 1000, SMALL, n_batch=128) as other:
+        with load_method("full-q4_0", first_layers_path, 1000, SMALL, n_batch=128) as other:
             p, q = (
                 np.concatenate(
                     [llm.eval(tokens[i : i + 256], all_logits=True) for i in (0, 256, 512, 768)]
