@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-results: dict[str, tuple[str, str]] = {}
 
 
 def download(repo_id: str, filename: str, **kwargs: Any) -> str:
@@ -23,13 +19,3 @@ def download(repo_id: str, filename: str, **kwargs: Any) -> str:
 
 hub: Any = importlib.import_module("huggingface_hub")
 hub.hf_hub_download = download
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-        results[report.nodeid] = report.outcome, reason.removeprefix("Skipped: ")
-
-
-def pytest_sessionfinish() -> None:
-    Path(os.environ["INFLLM_PEER_RESULTS"]).write_text(json.dumps(results))

@@ -5,9 +5,7 @@ Loaded by upstream_server_tests.py, in the folder of these tests.
 
 from __future__ import annotations
 
-import json
 import os
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,21 +48,3 @@ for name, method in list(vars(utils.ServerPreset).items()):
         changed = with_model(method.__func__) if name in OURS else without_model(name)
         setattr(utils.ServerPreset, name, staticmethod(changed))
 utils.download_file = no_download
-
-results: dict[str, tuple[str, str]] = {}
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call" or report.outcome != "passed":
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
-        results[report.nodeid] = report.outcome, reason.removeprefix("Skipped: ")
-
-
-def pytest_collectreport(report: pytest.CollectReport) -> None:
-    if report.outcome != "passed":
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        results[report.nodeid] = report.outcome, reason.removeprefix("Skipped: ")
-
-
-def pytest_sessionfinish() -> None:
-    Path(os.environ["INFLLM_SERVER_RESULTS"]).write_text(json.dumps(results))
