@@ -17,6 +17,18 @@ from .models import check_gguf
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
+# their numbers in ggml.h
+_KV_NUMBERS: dict[int, KVType] = {
+    1: "f16",
+    2: "q4_0",
+    3: "q4_1",
+    6: "q5_0",
+    7: "q5_1",
+    8: "q8_0",
+    20: "iq4_nl",
+    30: "bf16",
+}
+
 _N_UBATCH = 512
 
 
@@ -147,7 +159,7 @@ def _reason(log: str) -> str:
 
 
 def check_context(
-    n_ctx: int, n_batch: int, n_ubatch: int | None, type_k: str, type_v: str
+    n_ctx: int, n_batch: int, n_ubatch: int | None, type_k: str | int | None, type_v: str | int | None
 ) -> tuple[KVType, KVType]:
     """Types of K and V; ValueError or TypeError where a parameter is out of range for any model."""
     check_int("n_ctx", n_ctx, 0, 2**31 - 1)
@@ -181,8 +193,12 @@ def check_int(name: str, value: int | None, low: float = float("-inf"), high: fl
     check_range(name, value, low, high)
 
 
-def check_kv_type(name: str, value: str) -> KVType:
-    """`value`, or ValueError naming `name`."""
+def check_kv_type(name: str, value: str | int | None) -> KVType:
+    """The type that `value` names, by its number in ggml.h, too; ValueError naming `name` otherwise."""
+    if value is None:
+        return "f16"
+    if isinstance(value, int) and value in _KV_NUMBERS:
+        return _KV_NUMBERS[value]
     if value in get_args(KVType):
         return cast(KVType, value)
     raise ValueError(f"{name} = {value!r} is unknown: use one of {', '.join(get_args(KVType))}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from . import _core
+from . import _core, models
 from ._completions import Completer, CompletionOptions
 from ._devices import choose_devices
 from ._following import FollowingContext
@@ -71,7 +71,7 @@ class Llama(Completer):
     seed : int
         Seed of the sampler where a call gives none; 0xFFFFFFFF: a random one.
     type_k, type_v : {"f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"}
-        Types of K and V.
+        Types of K and V; their numbers in ``ggml.h`` will do, and ``None``, which is f16.
     use_mmap, use_mlock : bool
         Map the file into memory; keep it from being swapped out.
     repack : bool
@@ -147,8 +147,8 @@ class Llama(Completer):
         tensor_split: Sequence[float] | None = None,
         infllm: InfLLMConfig | None = _INFLLM_DEFAULT,
         seed: int = _core.DEFAULT_SEED,
-        type_k: KVType = "f16",
-        type_v: KVType = "f16",
+        type_k: KVType | int | None = "f16",
+        type_v: KVType | int | None = "f16",
         use_mmap: bool = True,
         use_mlock: bool = False,
         repack: bool = True,
@@ -221,6 +221,24 @@ class Llama(Completer):
         self._make = make
         if session is not None:
             self.load_session(session)
+
+    @classmethod
+    def from_pretrained(cls, repo_id: str, filename: str, **options: Any) -> Self:
+        """A `Llama` of a file on the Hugging Face hub, which is downloaded if it is not there yet.
+
+        Parameters
+        ----------
+        repo_id, filename : str
+            Such as ``"ggml-org/gemma-3-270m-GGUF"`` and the name of a file in it.
+        **options
+            Of `Llama`.
+
+        Raises
+        ------
+        RuntimeError
+            When huggingface-hub is not installed, or the download fails.
+        """
+        return cls(models.find(f"{repo_id}:{filename}"), **options)
 
     def fork(self) -> Self:
         """A second `Llama` that goes on from here, with the same model and parameters.

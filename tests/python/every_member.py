@@ -57,6 +57,9 @@ def call(llm: Llama, name: str, stream: bool = False) -> object:
 def uses(llm: Llama) -> dict[str, Callable[[], object]]:
     """All that a user can do with `llm`, in a new order every time but closing, which comes last."""
     names = [name for name in dir(Llama) if not name.startswith("_") or name in ("__call__", "__enter__")]
+    names = [
+        name for name in names if not inspect.ismethod(getattr(Llama, name))
+    ]  # of the class, not of an object
     result: dict[str, Callable[[], object]] = {
         "copy": lambda: copy.copy(llm),
         "deepcopy": lambda: copy.deepcopy(llm),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from infllm_cpp import models
+from infllm_cpp import Llama, models
 
 CONTENT = (b"GGUF and ", b"so on")
 
@@ -81,3 +81,20 @@ def test_a_hub_name_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(RuntimeError, match=r'pip install "infllm-cpp\[hub\]"'):
         models.find("someone/model-GGUF:model.gguf")
+
+
+def test_a_model_of_the_hub(monkeypatch: pytest.MonkeyPatch, model_path: Path) -> None:
+    asked = []
+
+    def download(repo_id: str, filename: str, cache_dir: Path) -> str:
+        asked.append((repo_id, filename))
+        return str(model_path)
+
+    hub = type(sys)("huggingface_hub")
+    hub.hf_hub_download = download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    with Llama.from_pretrained("a/b", "c.gguf", n_ctx=64, infllm=None, type_k=8, type_v=None) as llm:
+        assert llm._kv_types == ("q8_0", "f16")
+    assert asked == [("a/b", "c.gguf")]
+    with pytest.raises(ValueError, match="type_k = 99 is unknown"):
+        Llama(model_path, type_k=99)
