@@ -77,9 +77,9 @@ def forget_cache(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def anonymous_bytes() -> int:
-    """Memory of this process, without mapped files."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def anonymous_bytes(pid: int | str = "self") -> int:
+    """Memory of a process, without mapped files."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0

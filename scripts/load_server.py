@@ -21,7 +21,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
+
+from bench_session import anonymous_bytes
 
 WORDS = (
     "the grass is green and sky blue while a small river runs far below our old house on that hill".split()
@@ -63,14 +64,6 @@ class Load:
                     self.errors.append(str(err))
 
 
-def memory(pid: int) -> float:
-    """MiB of a process, without mapped files."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) / 1024
-    raise OSError("no RssAnon in /proc")
-
-
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -110,7 +103,7 @@ def main() -> None:
         grown = []
         while time.time() < load.end:
             time.sleep(min(60.0, max(0.0, load.end - time.time())))
-            grown.append(f"{memory(server.pid):.0f}")
+            grown.append(f"{anonymous_bytes(server.pid) / 2**20:.0f}")
         for thread in threads:
             thread.join()
         seconds = time.time() - begin

@@ -61,9 +61,13 @@ def read(args: argparse.Namespace) -> None:
         print(f"read {llm.n_tokens - first:,} tokens in {time.perf_counter() - begin:.0f} s, with saving")
 
 
+def group_of(pid: int) -> Path:
+    return GROUPS / f"infllm-{pid}"
+
+
 def limit_memory(n_bytes: int) -> None:
     """No more memory for this process than so many bytes, files in the cache included."""
-    group = GROUPS / f"infllm-{os.getpid()}"
+    group = group_of(os.getpid())
     group.mkdir()
     (group / "memory.limit_in_bytes").write_text(str(n_bytes))
     (group / "cgroup.procs").write_text(str(os.getpid()))
@@ -125,7 +129,12 @@ def main() -> None:
         {"read": read, "ask": ask}[args.step](args)
         return
     for step in ("read", "ask"):
-        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--step", step], check=True)
+        with subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--step", step]) as process:
+            process.wait()
+        if (group := group_of(process.pid)).exists():
+            group.rmdir()
+        if process.returncode != 0:
+            sys.exit(process.returncode)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 
 def download(repo_id: str, filename: str, **kwargs: Any) -> str:
     if "bge" in repo_id or "mamba" in repo_id:
-        pytest.skip(f"needs {repo_id}, which is refused with the method")
+        pytest.skip(f"needs {repo_id}: not at hand, and of a kind that the method refuses by name")
     if "Falcon-H1" in repo_id:
         return os.environ["INFLLM_PEER_HYBRID"]
     return os.environ["INFLLM_PEER_MODEL"]

@@ -71,7 +71,7 @@ static __global__ void gather_kernel(const pager_layer l, const pager_info * inf
     const uint32_t     i    = blockIdx.x/N_PART;
 
     const pager_state state = pager_state::of(l, seq);
-    if (info.n_block == 0 || i >= *state.n_page_in) {
+    if (i >= *state.n_page_in) {
         return;
     }
     wait_for_block(n_stored + seq, state.page_ins[i].block);

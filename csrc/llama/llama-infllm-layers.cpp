@@ -70,6 +70,7 @@ static ggml_backend_buffer_ptr allocate(ggml_context * ctx, ggml_backend_buffer_
     return res;
 }
 
+// all tensors but those whose parts are zeroed when their sequence is used, see use_seq()
 static void zero_others(ggml_context * ctx, const std::vector<const ggml_tensor *> & of_sequences) {
     for (ggml_tensor * t = ggml_get_first_tensor(ctx); t; t = ggml_get_next_tensor(ctx, t)) {
         if (std::find(of_sequences.begin(), of_sequences.end(), t) == of_sequences.end()) {

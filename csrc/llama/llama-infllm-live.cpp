@@ -16,29 +16,7 @@ static bool                                       any  = false;
 static llama_infllm_stats sum_up() {
     llama_infllm_stats res = {};
     for (const auto * mem : live) {
-        llama_infllm_stats stats;
-        mem->get_stats(-1, stats);
-        res.n_layer           += stats.n_layer;
-        res.n_seq             += stats.n_seq;
-        res.n_tokens          += stats.n_tokens;
-        res.n_tokens_resident += stats.n_tokens_resident;
-        res.n_blocks          += stats.n_blocks;
-        res.n_slots           += stats.n_slots;
-        res.bytes_resident    += stats.bytes_resident;
-        res.bytes_repr        += stats.bytes_repr;
-        res.bytes_store       += stats.bytes_store;
-        res.bytes_store_kv    += stats.bytes_store_kv;
-        res.bytes_paged_in    += stats.bytes_paged_in;
-        res.n_select          += stats.n_select;
-        res.n_selected        += stats.n_selected;
-        res.n_hit             += stats.n_hit;
-        res.n_page_in         += stats.n_page_in;
-        res.n_layer_pager     += stats.n_layer_pager;
-        res.n_layer_device    += stats.n_layer_device;
-        res.bytes_store_file  += stats.bytes_store_file;
-        res.n_page_in_file    += stats.n_page_in_file;
-        res.us_page_in        += stats.us_page_in;
-        res.us_page_in_file   += stats.us_page_in_file;
+        mem->add_stats(-1, res);
     }
     return res;
 }

@@ -54,7 +54,7 @@ uint32_t llama_infllm_split::n_tokens() const {
 uint32_t llama_infllm_split::n_streams() const {
     uint32_t     n = 0;
     llama_seq_id s = batch.seq_id[i][0];
-    for (int32_t j = i; j < batch.n_tokens && n < n_ubatch; ++j) {
+    for (int32_t j = i; can_stream && j < batch.n_tokens && n < n_ubatch; ++j) {
         if (batch.seq_id[j][0] == s && !is_split(j)) {
             if (parts[s].p1 != plans[s].p1 + 1) {
                 break;
@@ -63,7 +63,7 @@ uint32_t llama_infllm_split::n_streams() const {
             s++;
         }
     }
-    return can_stream ? n : 0;
+    return n;
 }
 
 llama_ubatch llama_infllm_split::next() {

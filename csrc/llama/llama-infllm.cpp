@@ -388,7 +388,8 @@ bool llama_infllm_check_tokens(const llama_context * ctx, llama_seq_id seq_id, u
 
 bool llama_infllm_get_stats(const llama_context * ctx, int32_t il, llama_infllm_stats * stats) {
     const auto * mem = get_mem(ctx);
-    return mem && mem->get_stats(il, *stats);
+    *stats = {};
+    return mem && mem->add_stats(il, *stats);
 }
 
 int32_t llama_infllm_paging_reason(const llama_context * ctx, int32_t il, char * buf, size_t buf_size) {

@@ -328,7 +328,7 @@ void llama_kv_cache_infllm::reserve(uint64_t n_blocks_new, uint32_t n_block) {
 // llama_kv_cache_infllm specific API
 //
 
-bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) const {
+bool llama_kv_cache_infllm::add_stats(int32_t il, llama_infllm_stats & res) const {
     if (il >= 0 && !layers.has(il)) {
         return false;
     }
@@ -337,7 +337,6 @@ bool llama_kv_cache_infllm::get_stats(int32_t il, llama_infllm_stats & res) cons
 
     const auto & cells = layers.cells;
 
-    res = {};
     for (size_t s = 0; s < seq_tokens.size(); ++s) {
         const uint64_t n_tail = seq_tokens[s] - uint64_t(seq_blocks[s])*cells.block_size; // init tokens and ring
         res.n_seq             += seq_tokens[s] > 0;

@@ -95,7 +95,8 @@ public:
     // whether a ubatch can have several streams
     bool can_stream() const { return !get_selector().sums_attention() && !has_scores(); }
 
-    bool get_stats(int32_t il, llama_infllm_stats & stats) const;
+    // add those of a layer, or of all, to what res has
+    bool add_stats(int32_t il, llama_infllm_stats & res) const;
     void reset_stats() { paging->reset_stats(); }
 
     // why the host pages a layer, or any of them (il < 0), that is on a device; "": it does not, or was asked to
@@ -139,7 +140,7 @@ private:
     };
     std::vector<stream> last; // ubatch
 
-    // guards what get_stats() reads
+    // guards what add_stats() reads
     mutable std::mutex    mutex;
     std::vector<uint32_t> seq_tokens;
     std::vector<uint32_t> seq_blocks;
@@ -160,7 +161,7 @@ private:
     // why n_new more blocks cannot be stored; empty: they can
     std::string check_store(uint64_t n_new) const;
 
-    // something has gone: who pages and what get_stats() says follow
+    // something has gone: who pages and what add_stats() says follow
     void update();
     void update_gauges();
 };

@@ -159,8 +159,13 @@ class ChatSession:
         """The last question once more, or another one in its place."""
         if self._last is None:
             raise ValueError("nothing was asked yet: a question comes first")
-        self._chat, last = self._last
-        self._answer(last if question is None else question)
+        chat, last = self._chat, self._last
+        self._chat, asked = last
+        try:
+            self._answer(asked if question is None else question)
+        finally:
+            if self._chat == last[0]:  # there is no answer
+                self._chat, self._last = chat, last
 
     def _set_params(self, words: list[str]) -> None:
         """Change one of the numbers by which tokens are drawn, or print all."""

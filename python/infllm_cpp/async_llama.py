@@ -104,7 +104,7 @@ class AsyncLlama:
 
     async def _stream(self, make: Callable[[], Iterator[T]]) -> AsyncIterator[T]:
         async with self._turn:
-            pieces = make()
+            pieces = await self._compute(make)  # tokens, a grammar: not in the loop
             end = object()
             while (piece := await self._compute(lambda: next(pieces, end))) is not end:
                 yield piece  # type: ignore[misc]

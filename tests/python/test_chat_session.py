@@ -116,9 +116,11 @@ def test_a_question_is_asked_again_and_changed(llm: Llama, chat: Chat, tmp_path:
     assert "A text.\n\nOne?" in stored
     assert "Two?" not in stored
     assert stored.count("Three?") == 1
-    assert "1 questions" not in chat(f"/load {session}", "/retry")
     assert "error: nothing was asked yet" in chat(f"/load {session}", "/retry")
     assert "error: /edit needs the text" in chat("One?", "/edit")
+    failed = chat("One?", "/params top_p 2", "/retry", "/edit Two?", f"/save {session}", f"/load {session}")
+    assert failed.count("error: top_p = 2.0 is out of range") == 2
+    assert "1 questions so far" in failed  # with its answer, as before
 
 
 def test_a_system_message_begins_anew(llm: Llama, chat: Chat) -> None:

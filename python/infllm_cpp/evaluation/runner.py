@@ -19,7 +19,7 @@ from ..llama import Llama, ProgressCallback
 from ..passkey import is_right
 from .methods import load_method
 from .prose import load_prose
-from .tasks import N_ANSWER, OF_TEXT, WHOLE, Haystack, Question, fill
+from .tasks import N_ANSWER, OF_FILLER, OF_TEXT, WHOLE, Haystack, Question, fill
 
 BUCKET = 2048  # tokens of a bucket of perplexity
 STEP = 256  # tokens whose logits are in memory at a time
@@ -130,7 +130,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     todo = [item for item in wanted if key_of(head(*item)) not in done]
     cut_off = output.exists() and output.read_bytes()[-1:] not in (b"", b"\n")
     n_total, n_done = sum(item[0][2] for item in todo), 0
-    prose = load_prose(plan.text) if any(not task.endswith("passkey") for _, task, _, _ in todo) else ""
+    prose = load_prose(plan.text) if any(task not in OF_FILLER for _, task, _, _ in todo) else ""
 
     llm: Llama | None = None
     haystack: Haystack | None = None

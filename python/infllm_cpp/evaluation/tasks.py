@@ -173,6 +173,8 @@ RETRIEVAL: dict[str, Callable[[Haystack, int, float, int], Sample]] = {
     "multi-needle": multi_needle,
     "kv-retrieval": kv_retrieval,
 }
+OF_FILLER = ("passkey", "multi-passkey")
+"""Tasks that have no prose."""
 WHOLE = ("multi-needle", "multi-passkey")
 """Tasks that ask for all depths of one text."""
 OF_TEXT = ("perplexity", "divergence")
