@@ -31,6 +31,7 @@ NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 step "Patch against several llama.cpp releases"
 python scripts/check_patch.py
 
+infllm serve -- --help > /dev/null                      # its tests are skipped where it is not built
 INFLLM_TEST_MODEL=$(infllm fetch)
 export INFLLM_TEST_MODEL                                # SmolLM2-135M, for end-to-end tests
 export INFLLM_TEST_BIN_DIR="$root/build/test/bin"       # llama-bench, llama-perplexity, ggml-rpc-server
