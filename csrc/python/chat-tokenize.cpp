@@ -1,4 +1,4 @@
-#include "chat.h"
+#include "chat-prompt.h"
 
 #include <algorithm>
 #include <cctype>
@@ -168,11 +168,21 @@ static std::vector<llama_token> tokenize_parts(const model & model, const std::s
 }
 
 std::vector<llama_token> chat_prompt::tokenize(const model & model, bool parse_special) const {
-    std::vector<llama_token> res = parse_special ? model.tokenize(joined(), false, true) : tokenize_parts(model, m_source, m_parts);
+    std::vector<llama_token> res = parse_special ? model.tokenize(format.prompt, false, true) : tokenize_parts(model, source, parts);
 
     const llama_token bos = llama_vocab_bos(model.vocab());
     if (llama_vocab_get_add_bos(model.vocab()) && bos != LLAMA_TOKEN_NULL && (res.empty() || res.front() != bos)) {
         res.insert(res.begin(), bos);
+    }
+    return res;
+}
+
+std::vector<llama_token> chat_prompt::preserved_tokens(const model & model) const {
+    std::vector<llama_token> res;
+    for (const std::string & name : format.preserved_tokens) {
+        if (const auto tokens = model.tokenize(name, false, true); tokens.size() == 1) {
+            res.push_back(tokens[0]);
+        }
     }
     return res;
 }

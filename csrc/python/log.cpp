@@ -2,6 +2,8 @@
 
 #include "llama.h"
 
+#include <log.h> // of llama.cpp's `common`
+
 #include <atomic>
 #include <cstdio>
 #include <deque>
@@ -43,6 +45,7 @@ static void log_callback(ggml_log_level level, const char * text, void * /*user_
 
 void log_install() {
     llama_log_set(log_callback, nullptr);
+    common_log_set_verbosity_thold(-1); // it says twice what it throws, by a thread of its own
 }
 
 void log_set_verbose(bool verbose) {

@@ -1,6 +1,6 @@
 // infllm_cpp._core: the C API for python/infllm_cpp, and nothing else; typed in python/infllm_cpp/_core.pyi
 
-#include "chat.h"
+#include "chat-prompt.h"
 #include "context.h"
 #include "device.h"
 #include "log.h"
@@ -162,10 +162,21 @@ PYBIND11_MODULE(_core, m) {
         .def("has_encoder", [](const model & s) { return llama_model_has_encoder(s.get()); });
 
     py::class_<chat_prompt>(m, "ChatPrompt", py::module_local())
-        .def(py::init<const std::string &, const py::dict &, const py::dict &>(),
-            py::arg("template"), py::arg("inputs"), py::arg("own"))
-        .def("text",     &chat_prompt::text)
-        .def("tokenize", &chat_prompt::tokenize, py::arg("model"), py::arg("parse_special") = false);
+        .def("text",             &chat_prompt::text)
+        .def("tokenize",         &chat_prompt::tokenize, py::arg("model"), py::arg("parse_special") = false)
+        .def("preserved_tokens", &chat_prompt::preserved_tokens, py::arg("model"))
+        .def_property_readonly("additional_stops", [](const chat_prompt & s) { return s.format.additional_stops; });
+
+    py::class_<chat_templates>(m, "ChatTemplates", py::module_local())
+        .def(py::init<const model *, const std::string &, const std::string &, const std::string &>(),
+            py::arg("model").none(true), py::arg("source") = "", py::arg("bos_token") = "", py::arg("eos_token") = "")
+        .def("is_explicit", &chat_templates::is_explicit)
+        .def("has_tools",   &chat_templates::has_tools)
+        .def("apply",       &chat_templates::apply, py::arg("request"));
+
+    py::class_<chat_answer>(m, "ChatAnswer", py::module_local())
+        .def(py::init<const chat_prompt &>(), py::arg("prompt"))
+        .def("push", &chat_answer::push, py::arg("text"), py::arg("is_final"));
 
     py::class_<llama_infllm_session_info>(m, "SessionInfo", py::module_local())
         .def_readonly("n_tokens",    &llama_infllm_session_info::n_tokens)
@@ -251,7 +262,8 @@ PYBIND11_MODULE(_core, m) {
         .def_readwrite("grammar",           &sampler_options::grammar);
 
     py::class_<sampler>(m, "Sampler", py::module_local())
-        .def(py::init<const model &, const sampler_options &>(), py::arg("model"), py::arg("options"))
+        .def(py::init<const model &, const sampler_options &, const chat_prompt *>(),
+            py::arg("model"), py::arg("options"), py::arg("chat").none(true))
         .def("accept", &sampler::accept, py::arg("tokens"))
         .def("sample", &sampler::sample, py::arg("context"));
 }

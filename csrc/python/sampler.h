@@ -1,5 +1,6 @@
 #pragma once
 
+#include "chat-prompt.h"
 #include "context.h"
 
 #include <map>
@@ -29,7 +30,8 @@ struct sampler_options {
 // llama.cpp's own sampler, of its library `common`
 class sampler {
 public:
-    sampler(const model & mdl, const sampler_options & options);
+    // chat: what an answer in a chat is constrained by, apart from options.grammar; may be null
+    sampler(const model & mdl, const sampler_options & options, const chat_prompt * chat);
 
     sampler(const sampler &) = delete;
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
+from . import _core
 from ._loading import check_int
 from ._model_owner import ModelOwner
 from ._reading import ProgressCallback
 from ._responses import chat_chunks, completion_chunks, join_chat, join_completion
-from ._sampling import LogitsProcessor, StoppingCriteria, format_grammar
+from ._sampling import LogitsProcessor, StoppingCriteria, response_schema
 from ._tokens import as_tokens
+from .chat import ReasoningFormat, ToolChoice
 from .grammar import LlamaGrammar
-from .types import ChatCompletion, ChatCompletionChunk, ChatMessage, Completion, CompletionChunk
+from .types import ChatCompletion, ChatCompletionChunk, ChatMessage, ChatTool, Completion, CompletionChunk
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -239,6 +241,11 @@ class Completer(ModelOwner):
         logit_bias: Mapping[Any, Any] | None = None,
         grammar: LlamaGrammar | str | None = None,
         response_format: Mapping[str, Any] | None = None,
+        tools: Sequence[ChatTool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        parallel_tool_calls: bool | None = None,
+        reasoning_format: ReasoningFormat = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
         logprobs: bool = False,
         top_logprobs: int | None = None,
@@ -250,6 +257,8 @@ class Completer(ModelOwner):
     ) -> ChatCompletion | Iterator[ChatCompletionChunk]:
         """Answer the last message of a chat, with the chat template in the GGUF.
 
+        Templates, tool calls and reasoning are those of llama.cpp's `common`, as in llama-server.
+
         What is not explained here is as for `create_completion`: parameters, returned values and errors.
 
         Parameters
@@ -260,27 +269,53 @@ class Completer(ModelOwner):
         response_format : mapping or None
             ``{"type": "json_object"}``, with a JSON schema as ``"schema"`` or not, or OpenAI's
             ``{"type": "json_schema", "json_schema": {"schema": ...}}``: the answer is such a text.
+        tools : sequence of ChatTool or None
+            Functions that the answer may ask to be called: its ``tool_calls``, with ``finish_reason``
+            ``"tool_calls"``. A result is a message of the role ``"tool"``.
+        tool_choice : {"auto", "none", "required"}, mapping or None
+            Whether a call may come, or must, or ``{"type": "function", "function": {"name": ...}}``: of this
+            tool. ``None``: ``"auto"``.
+        parallel_tool_calls : bool or None
+            Whether an answer may have more than one call, where the format can tell; ``None``: if the
+            template has a way to write several.
+        reasoning_format : {"auto", "none"}
+            ``"auto"``: what a model thinks before it answers is ``reasoning_content``; ``"none"``: it stays
+            in the content.
+        chat_template_kwargs : mapping or None
+            Variables for the template, such as ``{"enable_thinking": False}``.
         logprobs, top_logprobs : bool, int or None
             Log probabilities of the tokens, and of so many of the most likely ones at each.
 
         Raises
         ------
         ValueError
-            Also when the template refuses the messages, or `response_format` is none.
+            Also when the template refuses the messages or has no place for `tools`, or `response_format` is
+            none.
         """
-        if response_format is not None:
-            if grammar is not None:
-                raise ValueError("grammar and response_format are both given: use one of them")
-            grammar = format_grammar(response_format) or None
+        schema = response_schema(response_format) if response_format is not None else None
+        for name, value in (("response_format", schema), ("tools", tools)):
+            if grammar is not None and value:
+                raise ValueError(f"grammar and {name} are both given: use one of them")
         check_int("top_logprobs", top_logprobs, 0, self.n_vocab())
+        prompt = self._render(
+            messages,
+            json_schema=schema,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+            reasoning_format=reasoning_format,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         pieces = self._generate(
-            self.chat_tokens(messages),
+            prompt.tokenize(self._model, self.parse_special),
+            chat=prompt,
             n_logprobs=(top_logprobs or 0) if logprobs else None,
             logits_processor=logits_processor,
             stopping_criteria=None,
             grammar=grammar,
             max_tokens=max_tokens,
             stop=stop,
+            more_stops=prompt.additional_stops,
             stream=stream,
             progress=progress,
             seed=seed,
@@ -297,7 +332,8 @@ class Completer(ModelOwner):
             mirostat_eta=mirostat_eta,
             logit_bias=logit_bias,
         )
-        chunks = chat_chunks(model or self.model_path, pieces, self._token_bytes)
+        answer = _core.ChatAnswer(prompt)
+        chunks = chat_chunks(model or self.model_path, pieces, self._token_bytes, answer, live=stream)
         if stream:
             return chunks
         with self._computing():

@@ -1,10 +1,12 @@
 """The C API of llama.cpp and of the InfLLM memory, as far as this package uses it."""
 
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from .types import ChatDelta
 
 DEFAULT_SEED: int
 
@@ -180,12 +182,34 @@ class Model:
     def has_encoder(self) -> bool: ...
 
 class ChatPrompt:
-    """What a chat template makes of a chat, and which text of it came from the messages."""
+    """What llama.cpp's `common` makes of a chat: the prompt, and how an answer is constrained and read."""
 
-    def __init__(self, template: str, inputs: Mapping[str, object], own: Mapping[str, object]) -> None: ...
     def text(self) -> str: ...
     def tokenize(self, model: Model, parse_special: bool = False) -> list[int]:
         """Tokens; special ones come from the template's own text alone, or also from messages."""
+    def preserved_tokens(self, model: Model) -> list[int]:
+        """Special tokens that are part of an answer's text."""
+    @property
+    def additional_stops(self) -> list[str]: ...
+
+class ChatTemplates:
+    """The chat templates of a model, or of a Jinja source."""
+
+    def __init__(
+        self, model: Model | None, source: str = "", bos_token: str = "", eos_token: str = ""
+    ) -> None: ...
+    def is_explicit(self) -> bool:
+        """Whether the model has a template: else it is ChatML."""
+    def has_tools(self) -> bool: ...
+    def apply(self, request: str) -> ChatPrompt:
+        """See `chat.request`."""
+
+class ChatAnswer:
+    """Reads an answer while it comes."""
+
+    def __init__(self, prompt: ChatPrompt) -> None: ...
+    def push(self, text: str, is_final: bool) -> list[ChatDelta]:
+        """What text that was added brings; an answer in no format is content when it is final."""
 
 class SessionInfo:
     @property
@@ -293,6 +317,6 @@ def grammar_of_schema(schema: str) -> str:
     """GBNF of the texts that a JSON schema allows."""
 
 class Sampler:
-    def __init__(self, model: Model, options: SamplerOptions) -> None: ...
+    def __init__(self, model: Model, options: SamplerOptions, chat: ChatPrompt | None) -> None: ...
     def accept(self, tokens: Sequence[int]) -> None: ...
     def sample(self, context: Context) -> int: ...

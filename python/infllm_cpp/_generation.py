@@ -40,6 +40,7 @@ class Generator(Reader):
         stream: bool,
         progress: ProgressCallback | None,
         seed: int | None,
+        more_stops: Sequence[str] = (),
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Check the arguments now; compute when iterated: a stream lets other calls in between its pieces."""
@@ -56,7 +57,9 @@ class Generator(Reader):
         n_max = max_tokens if max_tokens is not None and max_tokens > 0 else self._n_ctx
 
         computing = self._computing if stream else nullcontext
-        return self._pieces(tokens, sampler, TextStream(stops), n_max, progress or self.progress, computing)
+        return self._pieces(
+            tokens, sampler, TextStream([*stops, *more_stops]), n_max, progress or self.progress, computing
+        )
 
     def _pieces(
         self,
@@ -104,7 +107,7 @@ class Generator(Reader):
                     if drawn is not None:
                         logprobs.append(drawn)
                     n_generated += 1
-                    new = text.push(self._model.token_to_piece(token, False))
+                    new = text.push(self._model.token_to_piece(token, token in sampler.preserved))
                     if text.stopped:
                         finish_reason = "stop"
                     elif n_generated == n_max or len(self._tokens) == self._n_ctx:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from . import _core, chat
 from ._sessions import SessionOwner
 from ._sizes import kv_bytes_per_token
 from ._tokens import as_tokens
+from .chat import ToolChoice
 from .config import InfLLMConfig
-from .types import ChatMessage
+from .types import ChatMessage, ChatTool
 
 
 class ModelOwner(SessionOwner):
@@ -17,6 +20,7 @@ class ModelOwner(SessionOwner):
 
     chat_template: str | None
     parse_special: bool
+    _templates: tuple[str, _core.ChatTemplates] | None = None  # of a Jinja source, "": the model's own
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -100,25 +104,64 @@ class ModelOwner(SessionOwner):
         """
         return self._model.detokenize(as_tokens(tokens, self._model.n_vocab()), False, special)
 
-    def chat_prompt(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> str:
-        """The prompt that the chat template makes of `messages`, as text."""
-        return self._render(messages, add_generation_prompt).text()
+    def chat_prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[ChatTool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt that the chat template makes of `messages`, as text.
 
-    def chat_tokens(self, messages: Sequence[ChatMessage], add_generation_prompt: bool = True) -> list[int]:
+        BOS, which the model adds by itself, is not part of it. Parameters: see `create_chat_completion`.
+        """
+        prompt = self._render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            tool_choice=tool_choice,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return prompt.text()
+
+    def chat_tokens(
+        self,
+        messages: Sequence[ChatMessage],
+        add_generation_prompt: bool = True,
+        *,
+        tools: Sequence[ChatTool] | None = None,
+        tool_choice: ToolChoice | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Tokens of `chat_prompt`.
 
         Only the template's own text becomes special tokens, unless `parse_special`: what messages contain is
         text, whatever it looks like. BOS is added if the model wants one and the template has none.
         """
-        return self._render(messages, add_generation_prompt).tokenize(self._model, self.parse_special)
-
-    def _render(self, messages: Sequence[ChatMessage], add_generation_prompt: bool) -> _core.ChatPrompt:
-        model = self._model
-        bos, eos = model.token_bos(), model.token_eos()
-        return chat.render(
+        prompt = self._render(
             messages,
-            self.chat_template or model.chat_template(),
-            bos_token=model.token_text(bos) if bos >= 0 else "",
-            eos_token=model.token_text(eos) if eos >= 0 else "",
             add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            tool_choice=tool_choice,
+            chat_template_kwargs=chat_template_kwargs,
         )
+        return prompt.tokenize(self._model, self.parse_special)
+
+    def _render(self, messages: Sequence[ChatMessage], **options: Any) -> _core.ChatPrompt:
+        request = chat.request(messages, **options)
+        source = self.chat_template or ""
+        if self._templates is None or self._templates[0] != source:
+            self._templates = source, _core.ChatTemplates(self._model, source)
+        templates = self._templates[1]
+        if not templates.is_explicit():
+            warnings.warn(
+                "the model has no chat template: ChatML is used, which it may not know", stacklevel=3
+            )
+        if options.get("tools") and not templates.has_tools():
+            raise ValueError(
+                "tools are given, and the model's chat template has no place for them: "
+                "use a model that was trained for tools, or give a chat_template that has one"
+            )
+        return templates.apply(request)

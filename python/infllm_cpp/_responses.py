@@ -6,9 +6,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
+from . import _core
 from ._generation import Piece
 from ._sampling import TokenLogprob
 from .types import (
+    AssistantMessage,
     ChatCompletion,
     ChatCompletionChunk,
     ChatDelta,
@@ -19,6 +21,7 @@ from .types import (
     CompletionChunk,
     CompletionLogprobs,
     FinishReason,
+    ToolCall,
     TopLogprob,
 )
 
@@ -92,9 +95,12 @@ def _chat_logprobs(tokens: list[TokenLogprob] | None, token_bytes: TokenBytes) -
 
 
 def chat_chunks(
-    model: str, pieces: Iterator[Piece], token_bytes: TokenBytes
+    model: str, pieces: Iterator[Piece], token_bytes: TokenBytes, answer: _core.ChatAnswer, live: bool
 ) -> Iterator[ChatCompletionChunk]:
-    """What a stream of a chat gives: the role, text, and how it ended."""
+    """What a stream of a chat gives: the role, what `answer` reads in the text, and how it ended.
+
+    Unless `live` the text is read when it is complete.
+    """
     head = _Head(f"chatcmpl-{uuid.uuid4()}", model)
 
     def chunk(
@@ -111,11 +117,28 @@ def chat_chunks(
         }
 
     yield chunk({"role": "assistant"})
+    text = ""
+    has_calls = False
     for piece in pieces:
-        if piece.text or piece.tokens:
-            yield chunk({"content": piece.text}, logprobs=_chat_logprobs(piece.tokens, token_bytes))
+        text += piece.text
+        is_final = piece.usage is not None
+        deltas: list[ChatDelta] = []
+        if is_final or (live and text):
+            deltas = answer.push(text, is_final and piece.finish_reason == "stop")
+            text = ""
+        logprobs = _chat_logprobs(piece.tokens, token_bytes)
+        if logprobs and not deltas:
+            deltas = [{"content": ""}]
+        for delta in deltas:
+            for call in delta.get("tool_calls", ()):
+                has_calls = True
+                if call.get("id") == "":
+                    call["id"] = f"call_{uuid.uuid4().hex[:24]}"
+            yield chunk(delta, logprobs=logprobs)
+            logprobs = None
         if piece.usage and piece.timings:
-            last = chunk({}, piece.finish_reason)
+            ended = piece.finish_reason
+            last = chunk({}, "tool_calls" if has_calls and ended == "stop" else ended)
             last["usage"] = piece.usage
             last["timings"] = piece.timings
             yield last
@@ -153,14 +176,30 @@ def join_completion(chunks: Iterator[CompletionChunk]) -> Completion:
 
 def join_chat(chunks: Iterator[ChatCompletionChunk]) -> ChatCompletion:
     """The chat completion that a stream of `chunks` adds up to."""
-    content = ""
+    content = reasoning = ""
+    calls: list[ToolCall] = []
     logprobs: ChatLogprobs | None = None
     for chunk in chunks:
         choice = chunk["choices"][0]
-        content += choice["delta"].get("content", "")
+        delta = choice["delta"]
+        content += delta.get("content", "")
+        reasoning += delta.get("reasoning_content", "")
+        for call in delta.get("tool_calls", ()):
+            if call["index"] == len(calls):
+                calls.append(
+                    {"id": call["id"], "type": "function", "function": {"name": "", "arguments": ""}}
+                )
+            function = calls[call["index"]]["function"]
+            function["name"] += call["function"].get("name", "")
+            function["arguments"] += call["function"].get("arguments", "")
         if choice["logprobs"] is not None:
             so_far = logprobs["content"] if logprobs else []
             logprobs = {"content": so_far + choice["logprobs"]["content"], "refusal": None}
+    message: AssistantMessage = {"role": "assistant", "content": None if calls and not content else content}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message["tool_calls"] = calls
     return {
         "id": chunk["id"],
         "object": "chat.completion",
@@ -169,7 +208,7 @@ def join_chat(chunks: Iterator[ChatCompletionChunk]) -> ChatCompletion:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": content},
+                "message": message,
                 "logprobs": logprobs,
                 "finish_reason": chunk["choices"][0]["finish_reason"],
             }

@@ -59,8 +59,8 @@ def _biases(logit_bias: Mapping[Any, Any] | None, n_vocab: int) -> dict[int, flo
     return out
 
 
-def format_grammar(response_format: Mapping[str, Any]) -> str:
-    """GBNF for OpenAI's `response_format`; "" for text.
+def response_schema(response_format: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The JSON schema of OpenAI's `response_format`; None for text.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def format_grammar(response_format: Mapping[str, Any]) -> str:
     """
     kind = response_format.get("type")
     if kind == "text":
-        return ""
+        return None
     if kind == "json_schema":
         schema = (response_format.get("json_schema") or {}).get("schema")
     elif kind == "json_object":
@@ -78,11 +78,15 @@ def format_grammar(response_format: Mapping[str, Any]) -> str:
         raise ValueError(f"response_format has the type {kind!r}: use 'text', 'json_object' or 'json_schema'")
     if not isinstance(schema, Mapping):
         raise ValueError("response_format has no JSON schema")
-    return LlamaGrammar.from_json_schema(json.dumps(schema)).text
+    schema = schema or {"type": "object"}
+    LlamaGrammar.from_json_schema(json.dumps(schema))
+    return schema
 
 
 class Sampling:
     """The parameters of a completion that decide which token is next.
+
+    With a `chat` also what its format asks of an answer; its `preserved` special tokens are part of the text.
 
     Raises
     ------
@@ -111,6 +115,7 @@ class Sampling:
         logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None,
         stopping_criteria: StoppingCriteria | Sequence[StoppingCriteria] | None,
         n_logprobs: int | None,
+        chat: _core.ChatPrompt | None = None,
     ) -> None:
         check_int("seed", seed, 0, 2**32 - 1)
         check_range("temperature", temperature, 0, float("inf"))
@@ -147,8 +152,9 @@ class Sampling:
         self._processors: list[LogitsProcessor] = _as_list("logits_processor", logits_processor)
         self._criteria: list[StoppingCriteria] = _as_list("stopping_criteria", stopping_criteria)
         self._n_logprobs = n_logprobs
+        self.preserved = frozenset(chat.preserved_tokens(model)) if chat else frozenset()
         try:
-            self._sampler = _core.Sampler(model, options)
+            self._sampler = _core.Sampler(model, options, chat)
         except RuntimeError as err:
             raise ValueError(f"grammar is not GBNF that llama.cpp can read ({err})") from None
 

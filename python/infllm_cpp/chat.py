@@ -1,70 +1,67 @@
-"""Render a chat with the template in the GGUF."""
+"""A chat as llama.cpp's templates take it: OpenAI's messages and tools, checked."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from typing import Any
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
-from . import _core
-from .types import ChatMessage
+from .types import ChatMessage, ChatTool
 
-_CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+ReasoningFormat = Literal["auto", "none"]
+ToolChoice = Literal["auto", "none", "required"] | Mapping[str, Any]
+
+_TEXTS = ("name", "tool_call_id", "reasoning_content")
 
 
-def render(
+def request(
     messages: Sequence[ChatMessage],
-    template: str | None,
     *,
-    bos_token: str = "",
-    eos_token: str = "",
     add_generation_prompt: bool = True,
-) -> _core.ChatPrompt:
-    """Render `messages` into a prompt, by llama.cpp's engine for templates.
-
-    Parameters
-    ----------
-    messages : sequence of ChatMessage
-        The chat so far.
-    template : str or None
-        Jinja template as in ``tokenizer.chat_template``. ``None``: ChatML, with a warning.
-    bos_token, eos_token : str
-        Text of the model's special tokens, for the template.
-    add_generation_prompt : bool
-        End with what begins an answer of the assistant.
-
-    Returns
-    -------
-    ChatPrompt
-        Its ``text()``, and its tokens by ``tokenize(model)``.
+    tools: Sequence[ChatTool] | None = None,
+    tool_choice: ToolChoice | None = None,
+    parallel_tool_calls: bool | None = None,
+    json_schema: Mapping[str, Any] | None = None,
+    reasoning_format: ReasoningFormat = "auto",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> str:
+    """What `_core.ChatTemplates.apply` takes. Parameters: see `Llama.create_chat_completion`.
 
     Raises
     ------
     ValueError
-        When a message is malformed, or the template refuses the chat (some want alternating roles).
+        When a message, a tool or a choice is malformed; it is named.
     """
-    plain = [_flatten(message, i) for i, message in enumerate(messages)]
-    if not plain:
+    if reasoning_format not in ("auto", "none"):
+        raise ValueError(f"reasoning_format = {reasoning_format!r} is unknown: use 'auto' or 'none'")
+    out: dict[str, Any] = {
+        "messages": [_message(message, i) for i, message in enumerate(messages)],
+        "add_generation_prompt": add_generation_prompt,
+        "reasoning_format": "deepseek" if reasoning_format == "auto" else "none",
+        "chat_template_kwargs": dict(chat_template_kwargs or {}),
+    }
+    if not out["messages"]:
         raise ValueError("messages is empty: a chat needs at least one message")
+    if tools:
+        out["tools"], out["tool_choice"] = _choose(
+            [_tool(tool, i) for i, tool in enumerate(tools)], tool_choice
+        )
+        if parallel_tool_calls is not None:
+            out["parallel_tool_calls"] = parallel_tool_calls
+    elif tool_choice not in (None, "auto", "none"):
+        raise ValueError(f"tool_choice = {tool_choice!r} and there are no tools: give some")
+    if json_schema is not None:
+        out["json_schema"] = json_schema
+    try:
+        text = json.dumps(out, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as err:
+        raise ValueError(
+            f"messages, tools or chat_template_kwargs cannot be written as JSON: {err}"
+        ) from None
+    return text.encode("utf-8", errors="replace").decode()
 
-    if template is None:
-        warnings.warn("the model has no chat template: ChatML is used, which it may not know", stacklevel=3)
-        template = _CHATML
-    return _core.ChatPrompt(
-        template,
-        inputs={"messages": plain},
-        own={
-            "bos_token": bos_token,
-            "eos_token": eos_token,
-            "add_generation_prompt": add_generation_prompt,
-        },
-    )
 
-
-def _flatten(message: ChatMessage, i: int) -> dict[str, Any]:
+def _message(message: ChatMessage, i: int) -> dict[str, Any]:
     """A message with its content as one string: the templates of text models know nothing else."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise ValueError(f'messages[{i}] = {message!r}: a message is {{"role": str, "content": str}}')
@@ -77,4 +74,62 @@ def _flatten(message: ChatMessage, i: int) -> dict[str, Any]:
         content = "".join(str(part) for part in parts)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"messages[{i}] has a content of type {type(content).__name__}: it must be a string")
-    return {**message, "content": content or ""}
+
+    out: dict[str, Any] = {"role": message["role"], "content": content or ""}
+    for name in _TEXTS:
+        value = message.get(name)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(
+                f"messages[{i}] has a {name} of type {type(value).__name__}: it must be a string"
+            )
+        if value:
+            out[name] = value
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, (list, tuple)):
+        raise ValueError(f"messages[{i}] has tool_calls of type {type(calls).__name__}: it must be a list")
+    if calls:
+        out["tool_calls"] = [_call(call, i) for call in calls]
+    return out
+
+
+def _call(call: Any, i: int) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(
+            f"messages[{i}] has the tool call {call!r}: "
+            '{"type": "function", "function": {"name": str, "arguments": str}} is one'
+        )
+    out: dict[str, Any] = {
+        "type": "function",
+        "function": {"name": function["name"], "arguments": function.get("arguments") or "{}"},
+    }
+    if isinstance(call.get("id"), str):
+        out["id"] = call["id"]
+    return out
+
+
+def _tool(tool: ChatTool, i: int) -> dict[str, Any]:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError(
+            f'tools[{i}] = {tool!r}: a tool is {{"type": "function", "function": '
+            '{"name": str, "description": str, "parameters": JSON schema}}'
+        )
+    return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
+
+
+def _choose(tools: list[dict[str, Any]], choice: ToolChoice | None) -> tuple[list[dict[str, Any]], str]:
+    """The tools to tell of, and whether one must be called."""
+    if choice is None:
+        return tools, "auto"
+    if isinstance(choice, str) and choice in ("auto", "none", "required"):
+        return tools, choice
+    name = (choice.get("function") or {}).get("name") if isinstance(choice, Mapping) else None
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        names = ", ".join(tool["function"]["name"] for tool in tools)
+        raise ValueError(
+            f"tool_choice = {choice!r}: use 'auto', 'none', 'required', or "
+            f'{{"type": "function", "function": {{"name": one of {names}}}}}'
+        )
+    return named, "required"

@@ -8,14 +8,47 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypedDict
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
-class ChatMessage(TypedDict):
-    """One turn of a chat; `content` is text, or OpenAI's list of ``{"type": "text", "text": ...}`` parts."""
+class FunctionCall(TypedDict):
+    """`arguments` is JSON text."""
 
+    name: str
+    arguments: str
+
+
+class ToolCall(TypedDict):
+    """A call that an answer asks for."""
+
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatTool(TypedDict):
+    """A tool: its function has a `name`, a `description`, and `parameters`, a JSON schema."""
+
+    type: Literal["function"]
+    function: dict[str, Any]
+
+
+class _ChatMessageBase(TypedDict):
     role: str
     content: str | list[dict[str, Any]] | None
+
+
+class ChatMessage(_ChatMessageBase, total=False):
+    """One turn of a chat; `content` is text, or OpenAI's list of ``{"type": "text", "text": ...}`` parts.
+
+    An answer has `tool_calls` and `reasoning_content`, if any; a result (role ``"tool"``) the `tool_call_id`
+    and `name` of what was called.
+    """
+
+    tool_calls: list[ToolCall]
+    tool_call_id: str
+    name: str
+    reasoning_content: str
 
 
 class PromptTokensDetails(TypedDict):
@@ -99,9 +132,16 @@ class CompletionChunk(_CompletionChunkBase, total=False):
     timings: Timings
 
 
-class AssistantMessage(TypedDict):
+class _AssistantMessageBase(TypedDict):
     role: Literal["assistant"]
-    content: str
+    content: str | None
+
+
+class AssistantMessage(_AssistantMessageBase, total=False):
+    """`content` is None where an answer is calls alone."""
+
+    reasoning_content: str
+    tool_calls: list[ToolCall]
 
 
 class ChatChoice(TypedDict):
@@ -121,9 +161,25 @@ class ChatCompletion(TypedDict):
     timings: Timings
 
 
+class FunctionCallDelta(TypedDict, total=False):
+    name: str
+    arguments: str
+
+
+class ToolCallDelta(TypedDict, total=False):
+    """More of the call with this index; `id`, `type` and the name come first."""
+
+    index: int
+    id: str
+    type: Literal["function"]
+    function: FunctionCallDelta
+
+
 class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
+    reasoning_content: str
+    tool_calls: list[ToolCallDelta]
 
 
 class ChatChunkChoice(TypedDict):

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
-from infllm_cpp import Llama
-from infllm_cpp.chat import render
+from infllm_cpp import Llama, _core
+from infllm_cpp._loading import load_model
+from infllm_cpp.chat import request
 from infllm_cpp.types import ChatMessage
+from vocabulary import write_vocabulary
 
 USER: list[ChatMessage] = [{"role": "user", "content": "Hi"}]
+
+
+def render(messages: list[ChatMessage], template: str, **tokens: str) -> _core.ChatPrompt:
+    return _core.ChatTemplates(None, template, **tokens).apply(request(messages))
 
 
 def test_the_models_own_template_is_used(llm: Llama) -> None:
@@ -69,9 +76,12 @@ def test_a_hostile_template_is_an_error(template: str) -> None:
         render(USER, template)
 
 
-def test_without_a_template_chatml_is_used_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="no chat template"):
-        prompt = render(USER, None)
+def test_without_a_template_chatml_is_used_with_a_warning(tmp_path: Path) -> None:
+    write_vocabulary(tmp_path / "model.gguf", "llama", {})
+    model = load_model(tmp_path / "model.gguf", no_alloc=True)
+    templates = _core.ChatTemplates(model)
+    assert not templates.is_explicit()
+    prompt = templates.apply(request(USER))
     assert prompt.text() == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
 
 
@@ -82,11 +92,15 @@ def test_parts_of_text_are_joined() -> None:
     assert render(messages, "{{ messages[0].content }}").text() == "ab"
 
 
-def test_other_fields_of_messages_reach_the_template() -> None:
-    call = {"name": "add", "arguments": {"a": 1, "b": [2.5, True, None]}}
-    message = {"role": "assistant", "content": None, "tool_calls": [call]}
-    template = "{{ messages[0].tool_calls[0].arguments | tojson }}{{ messages[0].content }}"
-    assert render([message], template).text() == '{"a": 1, "b": [2.5, true, null]}'  # type: ignore[list-item]
+def test_calls_in_messages_reach_the_template() -> None:
+    function = {"name": "add", "arguments": '{"a": 1, "b": [2.5, true, null]}'}
+    call = {"id": "c1", "type": "function", "function": function}
+    messages = [{"role": "assistant", "content": None, "tool_calls": [call]}]
+    template = (
+        "{% set c = messages[0].tool_calls[0] %}{{ c.id }} {{ c.function.name }} {{ c.function.arguments }}"
+    )
+    expected = 'c1 add {"a": 1, "b": [2.5, true, null]}'
+    assert render(messages, template).text() == expected  # type: ignore[arg-type]
 
 
 def test_text_that_is_no_unicode_is_replaced() -> None:
@@ -101,10 +115,14 @@ def test_text_that_is_no_unicode_is_replaced() -> None:
         (["Hi"], r"messages\[0\]"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "not text"),
         ([{"role": "user", "content": 3}], "must be a string"),
-        ([{"role": "user", "content": "", "time": {1, 2}}], "type set"),
-        ([{"role": "user", "content": "", "id": 2**70}], "64 bits"),
+        ([{"role": "user", "content": "", "name": 3}], "name of type int"),
+        (
+            [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}],
+            r"messages\[0\] has the tool call",
+        ),
+        ([{"role": "assistant", "content": "", "tool_calls": 1}], "tool_calls of type int"),
     ],
 )
 def test_malformed_messages_are_named(messages: list[ChatMessage], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        render(messages, "")
+        request(messages)

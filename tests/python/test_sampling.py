@@ -56,7 +56,7 @@ def test_an_answer_has_the_shape_of_a_schema(llm: Llama, response_format: dict[s
     assert 0 <= content["n"] <= 9
 
     any_object = llm.create_chat_completion(
-        messages, max_tokens=4, response_format={"type": "json_object"}, temperature=0
+        messages, max_tokens=16, response_format={"type": "json_object"}, temperature=0
     )
     assert any_object["choices"][0]["message"]["content"].lstrip().startswith("{")
 
