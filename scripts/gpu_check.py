@@ -31,7 +31,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infllm_cpp import InfLLMConfig, Llama, local_devices
-from infllm_cpp.tracefile import read_trace
+from infllm_cpp.trace import read_trace
 
 ROOT = Path(__file__).resolve().parent.parent
 # 96 steps of SmolLM2-135M decoding after 32,768 tokens (docs/trace.md)

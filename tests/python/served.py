@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from infllm_cpp._serve import SERVER
+from infllm_cpp.cli.serve import SERVER
 from rpc import free_port
 
 N_CTX = 16384  # the model was trained for 8,192

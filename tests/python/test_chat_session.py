@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import tiny_models
-from infllm_cpp import Llama, _chat_session, _terminal
-from infllm_cpp._chat_session import ChatSession
+from infllm_cpp import Llama
+from infllm_cpp.cli import chat as chat_module
+from infllm_cpp.cli import terminal
+from infllm_cpp.cli.chat import ChatSession
 
 Chat = Callable[..., str]
 
@@ -30,7 +32,7 @@ def chat(llm: Llama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     def run(*messages: str) -> str:
         script = iter([*messages, None])
-        monkeypatch.setattr(_chat_session, "message_input", lambda: lambda _: next(script))
+        monkeypatch.setattr(chat_module, "message_input", lambda: lambda _: next(script))
         ChatSession(llm, None, {"max_tokens": 2, "temperature": 0}).run()
         return " ".join(capsys.readouterr().err.split())
 
@@ -88,13 +90,13 @@ def test_an_interrupted_file_does_not_count(
 ) -> None:
     path = write(tmp_path / "long.txt", "The grass is green. " * 300)
 
-    class Stops(_terminal.PrefillProgress):
+    class Stops(terminal.PrefillProgress):
         def update(self, n_done: int, n_total: int) -> None:
             if n_done > n_total / 2:
                 monkeypatch.undo()
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(_terminal, "PrefillProgress", Stops)
+    monkeypatch.setattr(terminal, "PrefillProgress", Stops)
     llm.reset()
     said = chat(f"/file {path}")
     assert f"{path} does not count" in said

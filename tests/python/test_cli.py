@@ -14,8 +14,8 @@ import pytest
 
 import tiny_models
 from conftest import Run, interrupt
-from infllm_cpp import cli
-from infllm_cpp._options import with_options
+from infllm_cpp.cli import commands
+from infllm_cpp.cli.options import with_options
 
 SMALL_MEMORY = [
     *("--n-batch", "128", "--n-init", "32", "--n-local", "256", "--block-size", "32"),
@@ -334,7 +334,7 @@ def test_every_command_reads_paths_alike(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("HOME", "/somewhere")
     with_options(command)(text=Path("~/text"), output=Path("out"))
     assert seen == [Path("/somewhere/text"), Path("out")]
-    for group in (cli.app, cli.trace):
+    for group in (commands.app, commands.trace):
         for info in group.registered_commands:
             assert info.callback is not None
             assert info.callback.__name__ == "fetch" or hasattr(info.callback, "__wrapped__")

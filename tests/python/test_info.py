@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 import tiny_models
-from infllm_cpp._info import print_info
-from infllm_cpp._options import RunOptions
+from infllm_cpp.cli.info import print_info
+from infllm_cpp.cli.options import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_parameters(
 def test_a_store_is_compared_with_the_memory_there_is(
     models: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("_sizes", "_info"):
+    for module in ("_sizes", "cli.info"):
         monkeypatch.setattr(f"infllm_cpp.{module}.available_memory", lambda: 10 << 20)
     print_info(RunOptions(model=models["llama"], n_ctx=100_000))
     out = capsys.readouterr().out

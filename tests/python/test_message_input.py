@@ -19,7 +19,7 @@ import pty
 
 SCRIPT = """\
 import sys
-from infllm_cpp._message_input import message_input
+from infllm_cpp.cli.message_input import message_input
 read = message_input()
 while True:
     try:

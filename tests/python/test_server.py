@@ -12,7 +12,7 @@ import pytest
 import served
 from conftest import Run
 from infllm_cpp import InfLLMConfig
-from infllm_cpp._serve import environment
+from infllm_cpp.cli.serve import environment
 from served import N_CTX, TEXT, Server
 
 pytestmark = served.skipped

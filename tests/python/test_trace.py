@@ -17,9 +17,9 @@ import typer
 from typer.testing import CliRunner
 
 from conftest import SMALL
-from infllm_cpp import Llama, _trace
-from infllm_cpp import _trace_analysis as analysis
-from infllm_cpp.tracefile import TraceHeader, TraceReader, TraceWriter, read_trace
+from infllm_cpp import Llama
+from infllm_cpp.cli import trace as commands
+from infllm_cpp.trace import TraceHeader, TraceReader, TraceWriter, analysis, read_trace
 
 HEADER = TraceHeader("a model", n_layer=3, n_ctx=1024, n_ubatch=128, block_bytes=1024.0, infllm={"topk": 2})
 
@@ -361,7 +361,7 @@ def test_the_report_has_tables_and_figures(
     recorded: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "report.html"
-    _trace.report(trace=recorded[0], output=output, slots="8,16")
+    commands.report(trace=recorded[0], output=output, slots="8,16")
     page = output.read_text(encoding="utf-8")
     figures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     assert len(figures) == 9
@@ -383,15 +383,15 @@ def test_the_report_has_tables_and_figures(
 @pytest.mark.usefixtures("libcachesim")
 def test_a_trace_of_decoding_alone_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "t.trace", *(Event(il, pos, [pos, 9]) for pos in (1, 2) for il in range(3)))
-    _trace.report(trace=path, output=tmp_path / "report.html")
+    commands.report(trace=path, output=tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert "| slots | 2 | 3 | 4 | 6 | 8 | 12 | 16 |" in capsys.readouterr().out  # multiples of the selection
 
 
 def command() -> typer.Typer:
     app = typer.Typer()
-    app.command()(_trace.record)
-    app.command()(_trace.report)
+    app.command()(commands.record)
+    app.command()(commands.report)
     return app
 
 
@@ -424,7 +424,7 @@ def test_record_keeps_what_it_has_when_interrupted(
         if n_done > 900:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("infllm_cpp._terminal.PrefillProgress.update", interrupt)
+    monkeypatch.setattr("infllm_cpp.cli.terminal.PrefillProgress.update", interrupt)
     args = ["record", "-m", str(model_path), "-f", str(text), "--raw", "-o", str(output)]
     result = CliRunner().invoke(command(), [*args, *SMALL_OPTIONS])
     assert result.exit_code != 0
@@ -441,4 +441,4 @@ def test_a_text_that_fits_is_nothing_to_trace(model_path: Path, tmp_path: Path) 
 def test_bad_slots_are_named(recorded: tuple[Path, Any], tmp_path: Path) -> None:
     for slots in ("", "8,x", "0"):
         with pytest.raises(ValueError, match="is not a list of numbers from 1"):
-            _trace.report(trace=recorded[0], output=tmp_path / "report.html", slots=slots)
+            commands.report(trace=recorded[0], output=tmp_path / "report.html", slots=slots)

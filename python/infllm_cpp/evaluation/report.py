@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from .. import _terminal as term
+from .._format import format_bytes
 from .runner import BUCKET, Result, mean_perplexity
 from .tasks import OF_TEXT
 
@@ -95,8 +95,8 @@ def tables(results: Sequence[Result]) -> list[Table]:
                 table.add_row(
                     name,
                     f"{length:,}",
-                    term.format_bytes(max(r["bytes_resident"] for r in of)),
-                    term.format_bytes(max(r["bytes_store"] for r in of)),
+                    format_bytes(max(r["bytes_resident"] for r in of)),
+                    format_bytes(max(r["bytes_store"] for r in of)),
                     f"{np.median(speeds):.1f}" if speeds else "",
                     f"{sum(r['seconds'] for r in of):.0f}",
                 )
@@ -156,7 +156,7 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
             row["name"],
             "yes" if row["name"] in front else "",
             f"{100 * row['accuracy']:.0f} %",
-            term.format_bytes(row["bytes_resident"]),
+            format_bytes(row["bytes_resident"]),
             f"{row['decode_tok_s']:.1f}",
         )
     return table

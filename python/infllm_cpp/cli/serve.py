@@ -9,13 +9,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ._loading import check_context, check_decoder, context_sizes, load_model, resolve_infllm
-from ._options import RunOptions
-from ._threads import default_n_threads
-from .config import InfLLMConfig
+from .. import library_dir
+from .._loading import check_context, check_decoder, context_sizes, load_model, resolve_infllm
+from .._threads import default_n_threads
+from ..config import InfLLMConfig
+from .options import RunOptions
 
 _N_CTX = 131072  # tokens of a sequence, where nothing else is asked for
-SERVER = Path(__file__).parent / "lib" / ("llama-server.exe" if os.name == "nt" else "llama-server")
+SERVER = library_dir() / ("llama-server.exe" if os.name == "nt" else "llama-server")
 
 
 def server_path() -> Path:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._sessions import open_session
-from ._stored import n_common
-from .types import ChatMessage
+from .._sessions import open_session
+from .._stored import n_common
+from ..types import ChatMessage
 
 if TYPE_CHECKING:
-    from .llama import Llama
+    from ..llama import Llama
 
 
 @dataclass

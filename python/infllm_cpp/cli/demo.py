@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from . import _terminal as term
-from ._loading import load_model
-from ._options import RunOptions
-from .llama import Llama
-from .passkey import QUESTION, is_right, make_passkey_prompt
-from .types import Timings
+from .._format import format_bytes
+from .._loading import load_model
+from ..llama import Llama
+from ..passkey import QUESTION, is_right, make_passkey_prompt
+from ..types import Timings
+from . import terminal as term
+from .options import RunOptions
 
 _N_ANSWER = 16  # tokens; the key is five digits
 
@@ -78,8 +79,8 @@ def _table(results: dict[str, _Result]) -> Table:
     row("answer", lambda r: f"{r.answer} ({'right' if is_right(r.answer, r.key) else 'wrong'})")
     row("prefill, tok/s", lambda r: f"{r.timings['prompt_per_second']:.0f}")
     row("decode, tok/s", lambda r: f"{r.timings['predicted_per_second']:.1f}")
-    row("K and V resident", lambda r: term.format_bytes(r.bytes_resident))
-    row("K and V in the store", lambda r: term.format_bytes(r.bytes_store))
+    row("K and V resident", lambda r: format_bytes(r.bytes_resident))
+    row("K and V in the store", lambda r: format_bytes(r.bytes_store))
     return table
 
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from . import _terminal as term
-from ._options import RunOptions
-from .evaluation.prose import load_prose
-from .llama import Llama
+from .._format import format_bytes
+from ..evaluation.prose import load_prose
+from ..llama import Llama
+from . import terminal as term
+from .options import RunOptions
 
 _N_EXTRA = 128  # tokens of room for what is decoded
 
@@ -258,12 +259,12 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['prefill_tok_s']:.1f}" if "prefill_tok_s" in row else "",
             f"{row['decode_tok_s']:.1f}",
             f"{row['decode_tok_s'] / plain['decode_tok_s']:.2f} x" if plain else "",
-            term.format_bytes(row["bytes_resident"]),
-            term.format_bytes(row["bytes_store"]),
+            format_bytes(row["bytes_resident"]),
+            format_bytes(row["bytes_store"]),
             f"{row['page_ins_per_token']:.1f}",
         )
     peak = max(row.get("peak_process_bytes", 0) for row in rows)
-    table.caption = f"peak memory of the process, all contexts: {term.format_bytes(peak)}"
+    table.caption = f"peak memory of the process, all contexts: {format_bytes(peak)}"
     return table
 
 

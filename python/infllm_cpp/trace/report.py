@@ -15,8 +15,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from . import _terminal as term
-from ._trace_analysis import LEADS, POLICIES, Analysis, Phase, heat_map, multi_hot, require
+from .._format import format_bytes
+from .analysis import LEADS, POLICIES, Analysis, Phase, heat_map, multi_hot, require
 
 _MIB = 2**20
 _MAX_PIXELS = 2000  # steps of the figure over time
@@ -65,7 +65,7 @@ def _recorded(analysis: Analysis) -> TextTable:
         ["InfLLM memory", infllm],
         ["tokens", f"from {trace.pos[0]:,} to {end:,}"],
         ["steps", ", ".join(f"{phase.name} {phase.n_step:,}" for phase in analysis.phases)],
-        ["blocks at the end", f"{trace.n_blocks[-1]:,}, {term.format_bytes(header.block_bytes)} a layer"],
+        ["blocks at the end", f"{trace.n_blocks[-1]:,}, {format_bytes(header.block_bytes)} a layer"],
     ]
     if trace.truncated:
         rows.append(["cut off", "the file ends within a step, which is left out"])

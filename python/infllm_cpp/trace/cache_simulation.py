@@ -1,8 +1,8 @@
 """Simulate cache policies with libcachesim, as a program of its own.
 
-``python _cache_simulation.py in.npz out.npz``. A process of its own, because libcachesim and
+``python cache_simulation.py in.npz out.npz``. A process of its own, because libcachesim and
 `infllm_cpp._core` register a C++ type of the same name, and because libcachesim ends the process when it
-dislikes a parameter. So nothing of this package may be imported here. `_trace_analysis.simulate` explains the
+dislikes a parameter. So nothing of this package may be imported here. `analysis.simulate` explains the
 arrays.
 """
 

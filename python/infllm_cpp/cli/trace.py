@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from . import _terminal as term
-from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
-from ._options import RunOptions, SamplingOptions, with_options
-from .tracefile import TraceHeader, TraceWriter, read_trace
+from .._format import format_bytes
+from ..trace import TraceHeader, TraceWriter, read_trace
+from . import terminal as term
+from .answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
+from .options import RunOptions, SamplingOptions, with_options
 
 
 @with_options
@@ -51,7 +52,7 @@ def record(
                 llm.set_trace(None)
                 writer.close()
                 if not quiet:
-                    size = term.format_bytes(output.stat().st_size)
+                    size = format_bytes(output.stat().st_size)
                     term.note(f"{output}: {writer.n_steps:,} steps, {size}")
 
         if writer.n_steps == 0:
@@ -84,8 +85,8 @@ def report(
 
         infllm trace report out.trace -o report.html --slots 4,8,16
     """
-    from ._trace_analysis import analyse
-    from ._trace_report import parse_slots, print_report, write_report
+    from ..trace.analysis import analyse
+    from ..trace.report import parse_slots, print_report, write_report
 
     n_slots = None if slots is None else parse_slots(slots)
     with term.console.status("simulating caches"):

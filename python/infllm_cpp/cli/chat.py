@@ -8,15 +8,16 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 
-from . import _terminal as term
-from ._conversation import Conversation, load_conversation
-from ._files import read_text_file
-from ._message_input import message_input
-from ._paging import format_paging
-from ._sessions import check_output
-from .config import InfLLMStats
-from .llama import CompletionOptions, Llama
-from .types import Timings
+from .._files import read_text_file
+from .._format import format_bytes
+from .._paging import format_paging
+from .._sessions import check_output
+from ..config import InfLLMStats
+from ..llama import CompletionOptions, Llama
+from ..types import Timings
+from . import terminal as term
+from .conversation import Conversation, load_conversation
+from .message_input import message_input
 
 HELP = """\
 /file PATH  put a text file into the context; ask about it afterwards
@@ -262,11 +263,11 @@ class ChatSession:
             return
         n_layer = stats.n_layer
         term.note(
-            f"{term.format_memory(llm)}, representative keys {term.format_bytes(stats.bytes_repr)}\n"
+            f"{term.format_memory(llm)}, representative keys {format_bytes(stats.bytes_repr)}\n"
             f"resident tokens {stats.n_tokens_resident:,}; "
             f"blocks per layer {stats.n_blocks // n_layer:,}, slots per layer {stats.n_slots // n_layer:,}\n"
             f"blocks selected {stats.n_selected:,}: {stats.n_hit:,} hits, {stats.n_page_in:,} page-ins "
-            f"({term.format_bytes(stats.bytes_paged_in)}{_from_files(stats)})\n"
+            f"({format_bytes(stats.bytes_paged_in)}{_from_files(stats)})\n"
             f"{format_paging(stats)}"
         )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from . import _core
-from . import _terminal as term
-from ._conversation import Conversation
-from ._loading import (
+from .. import _core
+from .._format import format_bytes
+from .._loading import (
     KVType,
     check_context,
     check_decoder,
@@ -17,11 +16,13 @@ from ._loading import (
     make_context,
     resolve_infllm,
 )
-from ._options import ModelOptions
-from ._sessions import open_session
-from ._sizes import context_bytes, kv_bytes_per_token
-from ._system import available_memory
-from .config import InfLLMConfig
+from .._sessions import open_session
+from .._sizes import context_bytes, kv_bytes_per_token
+from .._system import available_memory
+from ..config import InfLLMConfig
+from . import terminal as term
+from .conversation import Conversation
+from .options import ModelOptions
 
 _N_CTX_TRIED = 4096  # tokens: whether a context can be made does not depend on more
 
@@ -40,7 +41,7 @@ def print_info(options: ModelOptions) -> None:
     _row("architecture", meta["general.architecture"])
     _row(
         "size",
-        f"{model.desc()}, {model.n_params() / 1e6:,.0f} M parameters, {term.format_bytes(model.size())}",
+        f"{model.desc()}, {model.n_params() / 1e6:,.0f} M parameters, {format_bytes(model.size())}",
     )
     n_full, _, _ = model.kv_layers()
     layers = f"{model.n_layer()} layers"
@@ -72,8 +73,8 @@ def print_session(path: Path, verify: bool) -> None:
     _row("tokens", f"{info.n_tokens:,}")
     _row(
         "size",
-        f"{term.format_bytes(info.bytes)}: {info.n_blocks:,} blocks, "
-        f"{term.format_bytes(info.bytes_state)} of resident state; saved {info.n_saved} times",
+        f"{format_bytes(info.bytes)}: {info.n_blocks:,} blocks, "
+        f"{format_bytes(info.bytes_state)} of resident state; saved {info.n_saved} times",
     )
     _row("types", f"K {notes.types[0]}, V {notes.types[1]}")
     _row("parameters", ", ".join(f"{name} {value}" for name, value in notes.config.items()))
@@ -107,7 +108,7 @@ def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType,
     _, n_ubatch = resolve_infllm(model, None, n_ctx, options.batch(), options.n_ubatch, *types)
     _try_context(options, model, n_ctx, n_ubatch, types, None)
     if per_token := kv_bytes_per_token(model, *types):
-        _row("plain llama.cpp", f"{term.format_bytes(n_ctx * per_token)} resident for n_ctx = {n_ctx:,}")
+        _row("plain llama.cpp", f"{format_bytes(n_ctx * per_token)} resident for n_ctx = {n_ctx:,}")
 
 
 def _print_memory(
@@ -123,9 +124,9 @@ def _print_memory(
     used = InfLLMConfig._from_params(params)
     _row(
         "InfLLM memory",
-        f"{term.format_bytes(size.resident)} resident ({size.n_cells:,} cells), "
-        f"{term.format_bytes(size.repr)} of representative keys, "
-        f"{term.format_bytes(size.store)} in the store, for n_ctx = {n_ctx:,}",
+        f"{format_bytes(size.resident)} resident ({size.n_cells:,} cells), "
+        f"{format_bytes(size.repr)} of representative keys, "
+        f"{format_bytes(size.store)} in the store, for n_ctx = {n_ctx:,}",
     )
     _row(
         "",
@@ -134,13 +135,13 @@ def _print_memory(
     )
 
     available = available_memory()
-    has = "unknown" if available is None else f"{term.format_bytes(available)} available"
+    has = "unknown" if available is None else f"{format_bytes(available)} available"
     if used.store_max_bytes:
-        has += f", store_max_bytes = {term.format_bytes(used.store_max_bytes)}"
+        has += f", store_max_bytes = {format_bytes(used.store_max_bytes)}"
     if used.store_path:
         has += f", and the disk of store_path = {used.store_path}"
     room = f"room for {sizes.limit:,} tokens"
     if n_ctx > sizes.limit:
         room += f": n_ctx = {n_ctx:,} is more than fits, the store alone would take "
-        room += term.format_bytes(size.store)
+        room += format_bytes(size.store)
     _row("memory", f"{has}: {room}")

@@ -1,4 +1,7 @@
-"""The command `infllm`."""
+"""The commands of `infllm` and their options.
+
+What takes long to load, and one command alone needs, is loaded by that command.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,18 @@ from typing import Annotated
 
 import typer
 
-from . import __version__, library_dir, models
-from . import _terminal as term
-from ._answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
-from ._bench import run_bench
-from ._chat_session import ChatSession
-from ._conversation import load_conversation
-from ._demo import run_demo
-from ._eval import parse_numbers, run_eval
-from ._info import print_info, print_session
-from ._loading import check_int
-from ._options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
-from ._read import read_files
-from ._serve import environment, server_arguments
-from ._serve import serve as run_server
-from ._trace import record, report
+from .. import __version__, library_dir, models
+from .._loading import check_int
+from . import terminal as term
+from .answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
+from .conversation import load_conversation
+from .demo import run_demo
+from .info import print_info, print_session
+from .options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
+from .read import read_files
+from .serve import environment, server_arguments
+from .serve import serve as run_server
+from .trace import record, report
 
 app = typer.Typer(
     help="Contexts far longer than device memory and than the training length, for any GGUF model.",
@@ -98,6 +98,8 @@ def chat(
 
         infllm chat --session monday.session
     """
+    from .chat import ChatSession
+
     if session is not None and session.exists():
         options = options.for_session(session)
     with options.load(session_dir) as llm:
@@ -274,6 +276,8 @@ def evaluate(
 
         infllm eval needle --methods infllm --lengths 8192 --sweep topk=8,16 --sweep n_local=512,1024
     """
+    from .eval import run_eval
+
     run_eval(
         options, tasks or [], methods, lengths, depths, samples, task_seed, sweep or [], text, output, plot
     )
@@ -320,6 +324,9 @@ def bench(
 
         infllm bench -m model.gguf --device CUDA0 --lengths 8192,131072 --no-kv-offload
     """
+    from .bench import run_bench
+    from .eval import parse_numbers
+
     run_bench(
         options,
         parse_numbers("lengths", lengths),
@@ -456,7 +463,3 @@ def main() -> None:
     if code == 130:
         term.note("\ninterrupted")
     sys.exit(code)
-
-
-if __name__ == "__main__":
-    main()

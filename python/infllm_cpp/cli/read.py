@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import _terminal as term
-from ._conversation import Conversation, load_conversation
-from ._files import decode_text, read_text_file
-from ._sessions import check_output
-from .llama import Llama
+from .._files import decode_text, read_text_file
+from .._sessions import check_output
+from ..llama import Llama
+from . import terminal as term
+from .conversation import Conversation, load_conversation
 
 _N_SAVED = 8192  # tokens: so many are lost at most, however a program ends
 

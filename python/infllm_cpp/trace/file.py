@@ -33,8 +33,8 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from ._core import TraceEvent
-    from .llama import Llama
+    from .._core import TraceEvent
+    from ..llama import Llama
 
 MAGIC = b"INFLLM\0\1"
 

@@ -16,8 +16,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .llama import Llama
-from .types import Timings
+from .._format import format_bytes
+from ..llama import Llama
+from ..types import Timings
 
 # a prompt below this is over before a bar can be read
 _N_TOKENS_PROGRESS = 1024
@@ -90,15 +91,6 @@ def prefill_progress(label: str = "reading", enabled: bool = True) -> Iterator[P
         yield progress
     finally:
         progress.close()
-
-
-def format_bytes(n: float) -> str:
-    """1536 -> "1.5 KiB"."""
-    for unit in ("B", "KiB", "MiB"):
-        if abs(n) < 1024:
-            return f"{n:.0f} {unit}" if unit == "B" else f"{n:.1f} {unit}"
-        n /= 1024
-    return f"{n:.2f} GiB"
 
 
 def format_timings(timings: Timings) -> str:

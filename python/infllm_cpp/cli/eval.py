@@ -10,13 +10,13 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import _terminal as term
-from ._options import RunOptions
-from .config import CHOICES, InfLLMConfig
-from .evaluation import report
-from .evaluation.methods import METHODS
-from .evaluation.runner import Plan, run
-from .evaluation.tasks import TASKS
+from ..config import CHOICES, InfLLMConfig
+from ..evaluation import report
+from ..evaluation.methods import METHODS
+from ..evaluation.runner import Plan, run
+from ..evaluation.tasks import TASKS
+from . import terminal as term
+from .options import RunOptions
 
 _COLUMNS = (
     TextColumn("{task.description}"),

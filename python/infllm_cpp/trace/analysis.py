@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from . import _cache_simulation
-from .tracefile import IntArray, Trace
+from . import cache_simulation
+from .file import IntArray, Trace
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
@@ -204,7 +204,7 @@ def simulate(
             policies=np.array(policies),
             n_slots=np.array(n_slots),
         )
-        args = [_cache_simulation.__file__, str(path_in), str(path_out)]
+        args = [cache_simulation.__file__, str(path_in), str(path_out)]
         run = subprocess.run(
             [sys.executable, "-c", _RUN, *args], capture_output=True, text=True, errors="replace", check=False
         )

@@ -12,13 +12,13 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from . import _terminal as term
-from . import models
-from ._files import read_text_file
-from ._sessions import open_session
-from .config import InfLLMConfig
-from .grammar import LlamaGrammar
-from .llama import CompletionOptions, Llama
+from .. import models
+from .._files import read_text_file
+from .._sessions import open_session
+from ..config import InfLLMConfig
+from ..grammar import LlamaGrammar
+from ..llama import CompletionOptions, Llama
+from . import terminal as term
 
 _default = InfLLMConfig()
 _OF_A_MACHINE = ("store_max_bytes", "store_path", "paging", "pinned_max_bytes")  # not of what a session holds

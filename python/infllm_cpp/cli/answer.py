@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from . import _terminal as term
-from ._files import decode_text, read_text_file
-from ._options import SamplingOptions
-from .llama import Llama
-from .types import ChatMessage, Timings
+from .._files import decode_text, read_text_file
+from ..llama import Llama
+from ..types import ChatMessage, Timings
+from . import terminal as term
+from .options import SamplingOptions
 
 ParseSpecial = Annotated[
     bool,
