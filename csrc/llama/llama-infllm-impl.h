@@ -11,8 +11,8 @@
 #include "ggml.h"
 
 #include <exception>
+#include <functional>
 #include <new>
-
 #include <string>
 
 struct llama_cparams;
@@ -135,6 +135,9 @@ void llama_infllm_pin_attn(const llm_graph_context & graph, ggml_tensor * attn);
 
 // why a context of the model cannot have this memory, whatever its parameters are: a sentence, "" if it can
 std::string llama_infllm_why_not(const llama_model & model, const llama_context_params & cparams);
+
+// layers that attend to all tokens, which the method is for: f(il)
+void llama_infllm_for_each_layer(const llama_model & model, const std::function<void(uint32_t)> & f);
 
 // Whether values are rotated by a Hadamard matrix before they are quantised, and attention's result back, which spreads
 // outliers: where llama_kv_cache does so.

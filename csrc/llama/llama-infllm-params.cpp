@@ -76,6 +76,9 @@ static const std::vector<param> & get_table() {
         { PARAM(search),            LLAMA_INFLLM_SEARCH_AUTO,     CHOICE, { "auto", "keys", "queries" } },
         { PARAM(store_path),        0,  TEXT       },
         { PARAM(type_store),        LLAMA_INFLLM_TYPE_STORE_AUTO, CHOICE, { "auto", "f16", "q8_0", "q4_0" } },
+        { PARAM(budget),            0,  BYTES      },
+        { PARAM(reserve),           0,  BYTES      },
+        { PARAM(profile),           LLAMA_INFLLM_PROFILE_AUTO,    CHOICE, { "auto", "exact", "balanced", "fast" } },
     };
     return table;
 }

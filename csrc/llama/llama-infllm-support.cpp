@@ -36,9 +36,7 @@ ggml_type llama_infllm_to_ggml(infllm::kv_type kv) {
     GGML_ABORT("unknown type of K");
 }
 
-// layers that attend to all tokens: f(il)
-template <typename F>
-static void for_each_full_layer(const llama_model & model, F f) {
+void llama_infllm_for_each_layer(const llama_model & model, const std::function<void(uint32_t)> & f) {
     const auto & hparams = model.hparams;
 
     // all layers of this one do both
@@ -56,7 +54,7 @@ uint32_t llama_infllm_n_layer(const llama_model * model, uint64_t * n_k, uint64_
 
     uint32_t res = 0;
     *n_k = *n_v = 0;
-    for_each_full_layer(*model, [&](uint32_t il) {
+    llama_infllm_for_each_layer(*model, [&](uint32_t il) {
         res  += 1;
         *n_k += hparams.n_embd_k_gqa(il);
         *n_v += hparams.is_mla() ? 0 : hparams.n_embd_v_gqa(il);
@@ -70,7 +68,7 @@ uint64_t llama_infllm_repr_bytes(const llama_model * model, const llama_infllm_p
 
     uint64_t res = 0;
     uint32_t idx = 0;
-    for_each_full_layer(*model, [&](uint32_t il) {
+    llama_infllm_for_each_layer(*model, [&](uint32_t il) {
         if (selector->searches(idx++)) {
             res += uint64_t(selector->n_head_repr(hparams.n_head(il), hparams.n_head_kv(il)))*hparams.n_embd_head_k(il);
         }

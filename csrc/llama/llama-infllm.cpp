@@ -1,5 +1,6 @@
 #include "llama-infllm.h"
 
+#include "llama-infllm-budget.h"
 #include "llama-infllm-impl.h"
 #include "llama-infllm-composite.h"
 #include "llama-infllm-params.h"
@@ -58,6 +59,10 @@ static uint32_t get_n_ubatch(const llama_model & model, const llama_context_para
     return std::min(n_batch, cparams.n_ubatch == 0 ? cparams.n_batch : cparams.n_ubatch);
 }
 
+static bool has_parts(const llama_infllm_params & params) {
+    return params.n_local != 0 || params.topk != 0 || params.max_cached_blocks != 0;
+}
+
 bool llama_infllm_params_resolve(
         const llama_model * model, const llama_context_params * cparams, llama_infllm_params * params) {
     const std::string why_not = llama_infllm_why_not(*model, *cparams);
@@ -91,10 +96,22 @@ bool llama_infllm_params_resolve(
                 model->arch_name().c_str()));
     }
 
-    if (res.n_local == 0) {
-        res.n_local = std::max(std::min<int64_t>(4096, n_ctx_train/8), n_ubatch);
-        res.n_local = std::max(res.n_local, res.block_size);
+    if (has_parts(res) && res.budget != 0) {
+        return fail("budget is given, and what it is divided into, too: leave n_local, topk and max_cached_blocks out, or budget");
     }
+    const bool auto_topk   = res.topk == 0;
+    const bool auto_n_slot = res.max_cached_blocks == 0;
+    if (!has_parts(res)) {
+        const auto plan = llama_infllm_plan_cells(*model, *cparams, res, n_ctx, n_ubatch);
+        if (res.budget != 0 || plan.n_cells > plan.n_cells_fast) {
+            const std::string too_few = llama_infllm_divide(plan, n_ubatch, res);
+            if (!too_few.empty()) {
+                return fail(too_few);
+            }
+            res.budget = 0; // its parts say it now
+        }
+    }
+    llama_infllm_divide_fast(*model, n_ubatch, res);
     if (n_ubatch > res.n_local) {
         return fail(::format("n_ubatch = %u is larger than n_local = %u: a ubatch must fit in the local window, "
                 "so lower n_ubatch or raise n_local", uint32_t(n_ubatch), res.n_local));
@@ -115,12 +132,8 @@ bool llama_infllm_params_resolve(
                     res.n_init, res.n_local, uint32_t(n_rest), uint32_t(n_ubatch), uint32_t(n_ctx_train)));
         }
     }
-    if (res.topk == 0) {
-        res.topk = std::clamp<int64_t>(n_ctx_train/32/res.block_size, 1, 16);
-        res.topk = std::min<int64_t>(res.topk, res.max_cached_blocks > 0 ? res.max_cached_blocks : n_slot_max);
-    }
-    if (res.max_cached_blocks == 0) {
-        res.max_cached_blocks = res.topk;
+    if (auto_topk && auto_n_slot) {
+        res.topk = res.max_cached_blocks = std::min<int64_t>(res.topk, n_slot_max);
     }
     if (res.topk > res.max_cached_blocks) {
         return fail(::format("topk = %u is larger than max_cached_blocks = %u: every selected block needs a slot",
@@ -188,6 +201,25 @@ bool llama_infllm_params_resolve(
 
     *params = res;
 
+    return true;
+}
+
+bool llama_infllm_get_plan(
+        const llama_model * model, const llama_context_params * cparams, const llama_infllm_params * params, llama_infllm_plan * plan) {
+    llama_infllm_params resolved = *params;
+    if (!llama_infllm_params_resolve(model, cparams, &resolved)) {
+        return false;
+    }
+    const uint32_t n_ctx    = get_n_ctx_seq(*model, *cparams);
+    const uint32_t n_ubatch = get_n_ubatch(*model, *cparams);
+
+    *plan = llama_infllm_plan_cells(*model, *cparams, *params, n_ctx, n_ubatch);
+    plan->n_cells = llama_infllm_n_cells(&resolved, n_ubatch);
+    if (n_ctx <= plan->n_cells) {
+        plan->limit = LLAMA_INFLLM_LIMIT_N_CTX;
+    } else if (has_parts(*params)) {
+        plan->limit = LLAMA_INFLLM_LIMIT_PARTS;
+    }
     return true;
 }
 

@@ -63,13 +63,21 @@ enum llama_infllm_type_store {
     LLAMA_INFLLM_TYPE_STORE_Q4_0 = 3,
 };
 
+// how large a resident buffer is where neither budget nor its parts are given; never less than with FAST
+enum llama_infllm_profile {
+    LLAMA_INFLLM_PROFILE_AUTO     = 0, // BALANCED
+    LLAMA_INFLLM_PROFILE_EXACT    = 1, // all that there is memory for, up to n_ctx_train
+    LLAMA_INFLLM_PROFILE_BALANCED = 2, // the same, but attention reads no more bytes for a token than the weights are
+    LLAMA_INFLLM_PROFILE_FAST     = 3, // n_local = n_ctx_train/8, at most 4096; topk = n_ctx_train/32 tokens, at most 16 blocks
+};
+
 struct llama_infllm_params {
     uint32_t n_init;            // init tokens, always resident (attention sinks)
-    uint32_t n_local;           // local window, tokens, >= n_ubatch; 0: n_ctx_train/8, at most 4096
+    uint32_t n_local;           // local window, tokens, >= n_ubatch
     uint32_t block_size;        // tokens of a block
-    uint32_t topk;              // blocks selected per layer for every ubatch; 0: n_ctx_train/32 tokens, at most 16 blocks, and
-                                //   fewer where n_ctx_train leaves no room
-    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk; 0: topk
+    uint32_t topk;              // blocks selected per layer for every ubatch
+    uint32_t max_cached_blocks; // slots per layer and sequence, >= topk. All three 0: by budget and profile; one of them 0: topk for
+                                //   this one, the others as with FAST, and fewer slots where n_ctx_train leaves no room
     uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4
                                 //   with search = queries
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 16, with
@@ -88,6 +96,31 @@ struct llama_infllm_params {
     char     store_path[512];   // folder for the blocks that store_max_bytes, or the memory there is, has no room for; they go to a
                                 //   file without a name. "": they are refused
     enum llama_infllm_type_store type_store; // with type_k = type_v = f16, or the same
+    uint64_t budget;            // K and V of the resident buffer of a sequence, bytes; 0: by profile
+    uint64_t reserve;           // memory of each device that is left free by profile, bytes; 0: an eighth
+    enum llama_infllm_profile profile;
+};
+
+// what a resident buffer is limited by
+enum llama_infllm_limit {
+    LLAMA_INFLLM_LIMIT_PARTS    = 0, // n_local, topk or max_cached_blocks are given
+    LLAMA_INFLLM_LIMIT_BUDGET   = 1,
+    LLAMA_INFLLM_LIMIT_N_CTX    = 2, // it holds all tokens: as llama.cpp, bit for bit
+    LLAMA_INFLLM_LIMIT_TRAINING = 3, // the training length
+    LLAMA_INFLLM_LIMIT_SPEED    = 4,
+    LLAMA_INFLLM_LIMIT_MEMORY   = 5,
+};
+
+// the size of a resident buffer, and why
+struct llama_infllm_plan {
+    uint32_t n_cells;           // of a sequence
+    uint32_t n_cells_fast;      // that FAST has: the least without a budget
+    uint32_t n_cells_train;     // at most, by the training length,
+    uint32_t n_cells_speed;     //   by profile,
+    uint32_t n_cells_memory;    //   and by the memory that is free now; UINT32_MAX: no limit
+    uint64_t bytes_cell;        // K and V of a token, layers with the method
+    uint64_t bytes_weights;     // that computing a token reads
+    enum llama_infllm_limit limit;
 };
 
 // counters since the context was made (or llama_infllm_reset_stats), gauges of now
@@ -145,6 +178,13 @@ LLAMA_API bool llama_infllm_params_resolve(
         const struct llama_model          * model,
         const struct llama_context_params * cparams,
               struct llama_infllm_params  * params);
+
+// what is planned for params as llama_infllm_params_resolve() takes them; false where that fails
+LLAMA_API bool llama_infllm_get_plan(
+        const struct llama_model          * model,
+        const struct llama_context_params * cparams,
+        const struct llama_infllm_params  * params,
+              struct llama_infllm_plan    * plan);
 
 // cells of the resident buffer per sequence for resolved params, padded to a multiple of 256 as the buffer is
 // (a context shorter than that needs, and gets, only n_ctx cells)

@@ -169,19 +169,35 @@ std::string model::token_text(llama_token token) const {
     return text ? text : "";
 }
 
+static llama_context_params context_params(
+        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, const std::string & type_k, const std::string & type_v) {
+    llama_context_params res = llama_context_default_params();
+
+    res.n_ctx    = n_ctx;
+    res.n_batch  = n_batch;
+    res.n_ubatch = n_ubatch;
+    res.type_k   = type_from_name(type_k);
+    res.type_v   = type_from_name(type_v);
+    return res;
+}
+
 llama_infllm_params model::infllm_resolve(
         uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
         const std::string & type_k, const std::string & type_v, llama_infllm_params params) const {
-    llama_context_params cparams = llama_context_default_params();
-
-    cparams.n_ctx    = n_ctx;
-    cparams.n_batch  = n_batch;
-    cparams.n_ubatch = n_ubatch;
-    cparams.type_k   = type_from_name(type_k);
-    cparams.type_v   = type_from_name(type_v);
-
+    const auto cparams = context_params(n_ctx, n_batch, n_ubatch, type_k, type_v);
     if (!llama_infllm_params_resolve(ptr.get(), &cparams, &params)) {
         throw std::invalid_argument(llama_infllm_last_error());
     }
     return params;
+}
+
+llama_infllm_plan model::infllm_plan(
+        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
+        const std::string & type_k, const std::string & type_v, const llama_infllm_params & params) const {
+    const auto cparams = context_params(n_ctx, n_batch, n_ubatch, type_k, type_v);
+    llama_infllm_plan res;
+    if (!llama_infllm_get_plan(ptr.get(), &cparams, &params, &res)) {
+        throw std::invalid_argument(llama_infllm_last_error());
+    }
+    return res;
 }

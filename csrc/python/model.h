@@ -57,6 +57,10 @@ public:
             uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
             const std::string & type_k, const std::string & type_v, llama_infllm_params params) const;
 
+    llama_infllm_plan infllm_plan(
+            uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
+            const std::string & type_k, const std::string & type_v, const llama_infllm_params & params) const;
+
 private:
     const uint32_t n_forks = process_n_forks();
 

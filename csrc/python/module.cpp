@@ -82,7 +82,20 @@ PYBIND11_MODULE(_core, m) {
         .def_property("attend",   get_enum<&llama_infllm_params::attend>,   set_enum<&llama_infllm_params::attend>)
         .def_property("scores",   get_enum<&llama_infllm_params::scores>,   set_enum<&llama_infllm_params::scores>)
         .def_property("search",   get_enum<&llama_infllm_params::search>,   set_enum<&llama_infllm_params::search>)
+        .def_readwrite("budget",            &llama_infllm_params::budget)
+        .def_readwrite("reserve",           &llama_infllm_params::reserve)
+        .def_property("profile",  get_enum<&llama_infllm_params::profile>,  set_enum<&llama_infllm_params::profile>)
         .def_property("type_store", get_enum<&llama_infllm_params::type_store>, set_enum<&llama_infllm_params::type_store>);
+
+    py::class_<llama_infllm_plan>(m, "InfLLMPlan", py::module_local())
+        .def_readonly("n_cells",        &llama_infllm_plan::n_cells)
+        .def_readonly("n_cells_fast",   &llama_infllm_plan::n_cells_fast)
+        .def_readonly("n_cells_train",  &llama_infllm_plan::n_cells_train)
+        .def_readonly("n_cells_speed",  &llama_infllm_plan::n_cells_speed)
+        .def_readonly("n_cells_memory", &llama_infllm_plan::n_cells_memory)
+        .def_readonly("bytes_cell",     &llama_infllm_plan::bytes_cell)
+        .def_readonly("bytes_weights",  &llama_infllm_plan::bytes_weights)
+        .def_property_readonly("limit", [](const llama_infllm_plan & s) { return int(s.limit); });
 
     m.def("infllm_n_cells", &llama_infllm_n_cells, py::arg("params"), py::arg("n_ubatch"));
 
@@ -131,6 +144,8 @@ PYBIND11_MODULE(_core, m) {
         .def("token_to_piece", &model::token_to_piece, py::arg("token"),  py::arg("special"))
         .def("token_text",     &model::token_text,     py::arg("token"))
         .def("infllm_resolve", &model::infllm_resolve,
+            py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"), py::arg("type_k"), py::arg("type_v"), py::arg("params"))
+        .def("infllm_plan",    &model::infllm_plan,
             py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"), py::arg("type_k"), py::arg("type_v"), py::arg("params"))
         .def("n_ctx_train", [](const model & s) { return llama_model_n_ctx_train(s.get()); })
         .def("n_embd",      [](const model & s) { return llama_model_n_embd     (s.get()); })

@@ -11,7 +11,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 
 from . import _core
-from ._sizes import ContextSizes, context_limit
+from ._sizes import ContextSizes, context_limit, kv_bytes_per_token
 from .config import InfLLMConfig
 from .models import check_gguf
 
@@ -73,7 +73,7 @@ def resolve_infllm(
     if config is None:
         return None, min(n_ubatch or n_ubatch_auto, n_batch)
 
-    params = config._to_params()
+    params = config._to_params(kv_bytes_per_token(model, type_k, type_v))
     if n_ubatch is None:
         # the local window is known only when resolved, and bounds n_ubatch
         n_local = model.infllm_resolve(n_ctx, n_batch, 1, type_k, type_v, params).n_local

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._library import SessionLibrary
 
 _N_WORTH = 256  # tokens: a session is loaded for a prompt if it saves reading so many
+_PARTS = ("n_local", "topk", "max_cached_blocks")  # of a budget
 _N_PIECES, _PIECE = 16, 1 << 16  # of a model's file that are looked at
 
 
@@ -106,6 +107,14 @@ def check_output(llm: Generator, path: Path) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent} is no folder: make it, or save elsewhere")
     _config(llm)
+
+
+def session_config(path: str | os.PathLike[str], config: InfLLMConfig) -> InfLLMConfig:
+    """`config`, divided as in a session where it leaves that open: memory may have been otherwise then."""
+    if config.budget != "auto" or config.profile != "auto" or any(getattr(config, name) for name in _PARTS):
+        return config
+    _, notes = open_session(path)
+    return replace(config, **{name: notes.config[name] for name in _PARTS})
 
 
 def _config(llm: Generator) -> InfLLMConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ Attend = Literal["resident", "topk"]
 Scores = Literal["linear", "published"]
 Search = Literal["auto", "keys", "queries"]
 TypeStore = Literal["auto", "f16", "q8_0", "q4_0"]
+Profile = Literal["auto", "exact", "balanced", "fast"]
 
 # in the order of the enums of the C API
 _POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")
@@ -23,6 +25,7 @@ _ATTENDS: tuple[Attend, ...] = ("resident", "topk")
 _SCORES: tuple[Scores, ...] = ("linear", "published")
 _SEARCHES: tuple[Search, ...] = ("auto", "keys", "queries")
 _TYPES_STORE: tuple[TypeStore, ...] = ("auto", "f16", "q8_0", "q4_0")
+_PROFILES: tuple[Profile, ...] = ("auto", "exact", "balanced", "fast")
 CHOICES: dict[str, tuple[str, ...]] = {
     "position": _POSITIONS,
     "paging": _PAGINGS,
@@ -30,12 +33,33 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scores": _SCORES,
     "search": _SEARCHES,
     "type_store": _TYPES_STORE,
+    "profile": _PROFILES,
 }
 """Values of the parameters that are no numbers."""
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(|b|[kmgt](?:i?b)?|tokens)", re.IGNORECASE)
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
 
 _default = _core.InfLLMParams()
+
+
+def _parse_size(name: str, value: int | str) -> tuple[int, bool]:
+    """A number of bytes, or, then it is True, of tokens; TypeError or ValueError naming `name`."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise TypeError(f"{name} = {value!r} is neither an integer nor a text such as '512 MiB'")
+    match = _SIZE.fullmatch(str(value).strip())
+    if not match:
+        raise ValueError(
+            f"{name} = {value!r} is no size: use bytes, or a text such as '512 MiB', '8192 tokens'"
+        )
+    number, unit = match[1], match[2].lower()
+    if unit == "tokens":
+        return round(float(number)), True
+    scale = 1024 ** "bkmgt".index(unit[:1] or "b")
+    n = int(number) * scale if number.isdigit() else round(float(number) * scale)
+    if n > _UINT64_MAX:
+        raise ValueError(f"{name} = {value!r} is out of range: use at most {_UINT64_MAX} bytes")
+    return n, False
 
 
 @dataclass(frozen=True)
@@ -50,13 +74,14 @@ class InfLLMConfig:
     n_init : int
         Init tokens, always resident (attention sinks), tokens.
     n_local : int or None
-        Local window, tokens. ``None``: an eighth of the training length, at most 4096.
+        Local window, tokens. ``None``: by `budget`; or, where `topk` or `max_cached_blocks` is given, an
+        eighth of the training length, at most 4096.
     block_size : int
         Tokens of a block. Short records (key-value lines) are found better by 32, with `topk` raised for as
         many tokens in all (docs/evaluation.md).
     topk : int or None
-        Blocks selected per layer for every ubatch. ``None``: a 32nd of the training length, at most 16
-        blocks.
+        Blocks selected per layer for every ubatch. ``None``: by `budget`; or, where `n_local` is given, a
+        32nd of the training length, at most 16 blocks.
     max_cached_blocks : int or None
         Slots per layer, at least `topk`. ``None``: `topk`. More keep blocks of earlier selections resident,
         and attended: fewer page-ins, for a slow link.
@@ -109,6 +134,18 @@ class InfLLMConfig:
         blocks come back as they were. ``"q8_0"`` and ``"q4_0"``: quantised after a Hadamard rotation, in
         about a half and a quarter of the memory of f16; `type_k` and `type_v` are f16 then. What comes back
         into the local window when a text is cut is as it is in the store.
+    budget : "auto", int or str
+        Memory of the resident buffer, from which `n_local`, `topk` and `max_cached_blocks` follow: bytes,
+        such as ``"512 MiB"``, or tokens, as ``"8192 tokens"``; at most the training length is used.
+        ``"auto"``: by `profile`. A context that is no longer than its budget is llama.cpp's, bit for bit.
+    profile : {"auto", "exact", "balanced", "fast"}
+        What an automatic budget is. ``"exact"``: all tokens that there is memory for, up to the training
+        length. ``"balanced"`` and ``"auto"``: the same, but attention reads no more bytes for a token than
+        the weights are, so that decoding is not much less than half as fast as with an empty context.
+        ``"fast"``: `n_local` an eighth and `topk` a 32nd of the training length, at most 4096 tokens and 16
+        blocks. Never less than this.
+    reserve : int, str or None
+        Memory of every device that an automatic budget leaves free, bytes. ``None``: an eighth.
 
     Raises
     ------
@@ -140,6 +177,9 @@ class InfLLMConfig:
     search: Search = _SEARCHES[_default.search]
     store_path: str | os.PathLike[str] | None = None
     type_store: TypeStore = _TYPES_STORE[_default.type_store]
+    budget: Literal["auto"] | int | str = "auto"
+    profile: Profile = _PROFILES[_default.profile]
+    reserve: int | str | None = None
 
     def __post_init__(self) -> None:
         if self.store_path is not None:
@@ -148,9 +188,12 @@ class InfLLMConfig:
                 raise ValueError("store_path = '' is empty: give a folder, or None")
             _core.InfLLMParams().store_path = path  # ValueError where it is too long
             object.__setattr__(self, "store_path", path)
+        _parse_size("budget", 0 if self.budget == "auto" else self.budget)
+        if self.reserve is not None and _parse_size("reserve", self.reserve)[1]:
+            raise ValueError(f"reserve = {self.reserve!r} is not in bytes")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name == "store_path":
+            if field.name in ("store_path", "budget", "reserve"):
                 continue
             if field.name in CHOICES:
                 names = CHOICES[field.name]
@@ -178,10 +221,20 @@ class InfLLMConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(default, name)}
 
-    def _to_params(self) -> _core.InfLLMParams:
+    def _in_bytes(self, bytes_per_token: float) -> InfLLMConfig:
+        """The same with sizes as numbers of bytes."""
+        params = self._to_params(bytes_per_token)
+        return dataclasses.replace(self, budget=params.budget or "auto", reserve=params.reserve or None)
+
+    def _to_params(self, bytes_per_token: float = 0) -> _core.InfLLMParams:
+        """As the C API has them; `bytes_per_token` of K and V, for a `budget` in tokens."""
         params = _core.InfLLMParams()
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in ("budget", "reserve"):
+                n, is_tokens = (0, False) if value in (None, "auto") else _parse_size(field.name, value)
+                setattr(params, field.name, round(n * bytes_per_token) if is_tokens else n)
+                continue
             names = CHOICES.get(field.name)
             nothing = "" if field.name == "store_path" else 0
             setattr(params, field.name, names.index(value) if names else value or nothing)
@@ -194,6 +247,8 @@ class InfLLMConfig:
         values["store_max_bytes"] = params.store_max_bytes or None
         values["pinned_max_bytes"] = params.pinned_max_bytes or None
         values["store_path"] = params.store_path or None
+        values["budget"] = params.budget or "auto"
+        values["reserve"] = params.reserve or None
         return cls(**values)
 
 

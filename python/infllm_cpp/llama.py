@@ -23,6 +23,7 @@ from ._loading import (
     resolve_infllm,
 )
 from ._reading import ProgressCallback, Reader, TraceCallback
+from ._sessions import session_config
 from ._threads import default_n_threads
 from .config import InfLLMConfig
 
@@ -170,6 +171,8 @@ class Llama(Completer):
             check_range("tensor_split", share, 0, 1e6)
         if infllm is not None and not isinstance(infllm, InfLLMConfig):
             raise TypeError(f"infllm = {infllm!r} is neither an InfLLMConfig nor None")
+        if session is not None and infllm is not None:
+            infllm = session_config(session, infllm)
         n_gpu_layers, device_names = choose_devices(n_gpu_layers, devices, rpc_servers)
 
         self.model_path = os.path.expanduser(os.fspath(model_path))

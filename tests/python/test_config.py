@@ -19,7 +19,8 @@ def test_the_defaults_are_the_librarys() -> None:
         if field.name in CHOICES:
             assert CHOICES[field.name].index(value) == getattr(params, field.name) == 0
         else:
-            assert (value or 0) == (getattr(params, field.name) or 0), field.name
+            expected = 0 if value in (None, "auto") else value
+            assert expected == (getattr(params, field.name) or 0), field.name
 
 
 def test_a_config_survives_the_way_through_the_c_api() -> None:
@@ -47,6 +48,38 @@ def test_a_config_survives_the_way_through_the_c_api() -> None:
 def test_a_value_out_of_range_is_named(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"^{name} = .*{value}.*use "):
         InfLLMConfig(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("budget", "n_bytes"),
+    [
+        ("auto", 0),
+        (123, 123),
+        ("123", 123),
+        ("2 KiB", 2048),
+        ("1.5g", 3 << 29),
+        ("64MB", 64 << 20),
+        ("300 tokens", 3000),
+        (2**64 - 1, 2**64 - 1),
+    ],
+)
+def test_budgets_are_bytes_or_tokens(budget: int | str, n_bytes: int) -> None:
+    assert InfLLMConfig(budget=budget)._to_params(bytes_per_token=10).budget == n_bytes
+
+
+@pytest.mark.parametrize("name", ["budget", "reserve"])
+@pytest.mark.parametrize("value", ["", "much", "-1", -1, "1 KiB more", "2 tokens 3", 2**64, "1e9"])
+def test_sizes_that_are_none_are_named(name: str, value: int | str) -> None:
+    with pytest.raises(ValueError, match=f"{name} = .* (is no size|is out of range)"):
+        InfLLMConfig(**{name: value})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=f"{name} = 1.5"):
+        InfLLMConfig(**{name: 1.5})  # type: ignore[arg-type]
+
+
+def test_what_is_left_free_is_in_bytes() -> None:
+    assert InfLLMConfig(reserve="1 GiB")._to_params().reserve == 1 << 30
+    with pytest.raises(ValueError, match="reserve = '5 tokens' is not in bytes"):
+        InfLLMConfig(reserve="5 tokens")
 
 
 def test_store_path() -> None:

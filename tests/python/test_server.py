@@ -141,3 +141,6 @@ def test_the_environment_of_other_programs() -> None:
     assert environment(InfLLMConfig()) == "1"
     config = InfLLMConfig(n_local=256, search="queries", store_path="/tmp", type_store="q8_0")
     assert environment(config) == "n_local=256,search=queries,store_path=/tmp,type_store=q8_0"
+    assert environment(InfLLMConfig(budget="2 MiB", profile="fast")) == f"budget={2 << 20},profile=fast"
+    with pytest.raises(ValueError, match="budget = '100 tokens': other programs"):
+        environment(InfLLMConfig(budget="100 tokens"))

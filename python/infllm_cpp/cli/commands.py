@@ -22,7 +22,7 @@ from .demo import run_demo
 from .info import print_info, print_session
 from .options import ModelOptions, RunOptions, SamplingOptions, fetch_model, with_options
 from .read import read_files
-from .serve import environment, server_arguments
+from .serve import environment, server_arguments, server_config
 from .serve import serve as run_server
 from .trace import record, report
 
@@ -396,7 +396,7 @@ def serve(
     if arguments == ["--help"]:
         sys.exit(run_server(arguments, None))
     made = server_arguments(options, parallel, host, port, session_dir)
-    sys.exit(run_server([*made, *(arguments or [])], options.config()))
+    sys.exit(run_server([*made, *(arguments or [])], server_config(options)))
 
 
 @app.command()

@@ -103,6 +103,30 @@ def _try_context(
     make_context(model, min(n_ctx, _N_CTX_TRIED), options.batch(), n_ubatch, 1, 1, *types, True, None, params)
 
 
+def _exact(plan: _core.InfLLMPlan, n_ctx: int, n_cells: int) -> str:
+    """Up to where all tokens are resident, and why not further."""
+    reasons = {
+        0: "n_local, topk or max_cached_blocks are given",
+        1: f"the budget is {format_bytes(n_cells * plan.bytes_cell)}",
+        2: "n_ctx is no more",
+        3: f"the training length is {plan.n_cells_train:,} tokens",
+        4: "by the profile attention should not read more than "
+        f"{format_bytes(plan.n_cells_speed * plan.bytes_cell)} for a token",
+        5: "there is memory for no more",
+    }
+    return f"up to {min(n_ctx, n_cells):,} tokens as llama.cpp, bit for bit: {reasons[plan.limit]}"
+
+
+def _speed(plan: _core.InfLLMPlan, n_cells: int) -> str:
+    """What a token reads: that takes the time of decoding where memory is the limit."""
+    attention = n_cells * plan.bytes_cell
+    share = plan.bytes_weights / (plan.bytes_weights + attention)
+    return (
+        f"a token reads {format_bytes(plan.bytes_weights)} of weights and, when the context is full, "
+        f"{format_bytes(attention)} of K and V: {share:.0%} of the speed with an empty context"
+    )
+
+
 def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType, KVType]) -> None:
     n_ctx = options.n_ctx or model.n_ctx_train()
     _, n_ubatch = resolve_infllm(model, None, n_ctx, options.batch(), options.n_ubatch, *types)
@@ -128,6 +152,10 @@ def _print_memory(
         f"{format_bytes(size.repr)} of representative keys, "
         f"{format_bytes(size.store)} in the store, for n_ctx = {n_ctx:,}",
     )
+    asked = config._to_params(kv_bytes_per_token(model, *types))
+    plan = model.infllm_plan(n_ctx, options.batch(), n_ubatch, *types, asked)
+    _row("exact", _exact(plan, n_ctx, size.n_cells))
+    _row("speed", _speed(plan, min(n_ctx, size.n_cells)))
     _row(
         "",
         f"n_init {used.n_init}, n_local {used.n_local}, block_size {used.block_size}, "

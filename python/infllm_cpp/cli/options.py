@@ -14,14 +14,20 @@ import typer
 
 from .. import models
 from .._files import read_text_file
-from .._sessions import open_session
+from .._sessions import open_session, session_config
 from ..config import InfLLMConfig
 from ..grammar import LlamaGrammar
 from ..llama import CompletionOptions, Llama
 from . import terminal as term
 
 _default = InfLLMConfig()
-_OF_A_MACHINE = ("store_max_bytes", "store_path", "paging", "pinned_max_bytes")  # not of what a session holds
+_OF_A_MACHINE = (
+    "store_max_bytes",
+    "store_path",
+    "paging",
+    "pinned_max_bytes",
+    "reserve",
+)  # not of what a session holds
 
 
 def _option(panel: str, help: str, *names: str, default: str | bool = True) -> Any:
@@ -64,10 +70,29 @@ class ModelOptions:
     type_v: Annotated[str, _option(_MODEL, "V: likewise.")] = "f16"
 
     no_infllm: Annotated[bool, _option(_MEMORY, "Plain llama.cpp.", "--no-infllm")] = False
+    budget: Annotated[
+        str,
+        _option(
+            _MEMORY,
+            "Resident K and V: '512 MiB', '8192 tokens' or auto. What fits is exact.",
+        ),
+    ] = "auto"
+    profile: Annotated[
+        str,
+        _option(
+            _MEMORY,
+            "Budget of auto. exact: all that fits; balanced: not much less than half the speed of an empty "
+            "context; fast: less.",
+            default="balanced",
+        ),
+    ] = _default.profile
+    reserve: Annotated[
+        str | None, _option(_MEMORY, "Memory of devices that auto leaves free.", default="an eighth")
+    ] = None
     n_init: Annotated[int, _option(_MEMORY, "Init tokens, always resident.")] = _default.n_init
     n_local: Annotated[
         int | None,
-        _option(_MEMORY, "Local window, tokens.", default="an eighth of the training length, at most 4096"),
+        _option(_MEMORY, "Local window, tokens.", default="by --budget"),
     ] = _default.n_local
     block_size: Annotated[int, _option(_MEMORY, "Tokens of a block.")] = _default.block_size
     topk: Annotated[
@@ -76,7 +101,7 @@ class ModelOptions:
             _MEMORY,
             "Blocks selected per layer.",
             "--topk",
-            default="a 32nd of the training length, at most 16 blocks",
+            default="by --budget",
         ),
     ] = _default.topk
     max_cached_blocks: Annotated[int | None, _option(_MEMORY, "Slots per layer.", default="topk")] = (
@@ -230,9 +255,16 @@ class RunOptions(ModelOptions):
             **{name: value for name, value in notes.asked.items() if name not in _OF_A_MACHINE},
         }
         default = RunOptions()
-        return replace(
+        res = replace(
             self,
             **{name: value for name, value in saved.items() if getattr(self, name) == getattr(default, name)},
+        )
+        config = res.config()
+        if config is None:
+            return res
+        config = session_config(path, config)
+        return replace(
+            res, n_local=config.n_local, topk=config.topk, max_cached_blocks=config.max_cached_blocks
         )
 
     def _tensor_split(self) -> list[float] | None:

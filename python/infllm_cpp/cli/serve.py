@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import library_dir
 from .._loading import check_context, check_decoder, context_sizes, load_model, resolve_infllm
+from .._sizes import kv_bytes_per_token
 from .._threads import default_n_threads
 from ..config import InfLLMConfig
 from .options import RunOptions
@@ -41,10 +42,14 @@ def environment(config: InfLLMConfig | None) -> str:
     Raises
     ------
     ValueError
-        When `store_path` has a comma, which ends a parameter there.
+        When `store_path` has a comma, which ends a parameter there, or `budget` is in tokens, whose bytes
+        depend on the model.
     """
     if config is None:
         return "0"
+    if "tokens" in str(config.budget):
+        raise ValueError(f"budget = {config.budget!r}: other programs can be told bytes alone")
+    config = config._in_bytes(0)
     if "," in str(config.store_path):
         raise ValueError(f"store_path = {config.store_path!r} has a comma: a server cannot be told")
     return ",".join(f"{name}={value}" for name, value in config._changes().items()) or "1"
@@ -101,6 +106,15 @@ def server_arguments(
     }
     out = [str(part) for item in arguments.items() if item[1] is not None for part in item]
     return [*out, "--no-kv-unified", "--metrics", "--log-verbosity", "4" if options.verbose else "3"]
+
+
+def server_config(options: RunOptions) -> InfLLMConfig | None:
+    """The InfLLM memory that the options ask for, as another program can be told."""
+    config = options.config()
+    if config is None:
+        return None
+    types = check_context(options.n_ctx, options.batch(), options.n_ubatch, options.type_k, options.type_v)
+    return config._in_bytes(kv_bytes_per_token(load_model(options.path(), no_alloc=True), *types))
 
 
 def serve(arguments: Sequence[str], config: InfLLMConfig | None) -> int:
