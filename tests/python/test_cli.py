@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -154,58 +152,6 @@ def test_ctrl_c_interrupts_the_answer_and_not_the_chat() -> None:
     assert "interrupted" in err
     assert re.search("4|four", out.splitlines()[-1])
     assert "last answer: " in err
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_chat_on_a_terminal(model_path: Path) -> None:
-    import fcntl
-    import pty
-    import termios
-
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infllm_cpp", "chat", "-n", "30", *GREEDY, *SMALL_OPTIONS],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        # the terminal must be the process's own for Ctrl-C to reach it
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(slave)
-    seen = ""
-
-    # a terminal is asked to mark what is pasted as long as a prompt is shown
-    prompt, prompt_ends = "\x1b[?2004h", "\x1b[?2004l"
-
-    def expect(text: str) -> str:
-        """What comes before `text`."""
-        nonlocal seen
-        n_left = 30
-        while text not in seen:
-            if select.select([master], [], [], 2)[0]:
-                seen += os.read(master, 4096).decode(errors="replace")
-            else:
-                n_left -= 1
-                assert n_left, f"{text!r} is not in {seen!r}"
-        before, _, seen = seen.partition(text)
-        return before
-
-    try:
-        expect("InfLLM memory, n_ctx 1,024, training length 8,192")
-        expect(prompt)
-        os.write(master, b"\x03")
-        expect("interrupted")
-        expect(prompt)
-        os.write(master, b"What is 2+2?\r")
-        expect(prompt_ends)
-        assert "4" in expect(prompt)
-        os.write(master, b"\x04")
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        os.close(master)
 
 
 # -- info, fetch, demo

@@ -16,7 +16,7 @@ import typer
 from .. import __version__, library_dir, models
 from .._loading import check_int
 from . import terminal as term
-from .answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
+from .answer import ParseSpecial, Quiet, print_answer, prompt_tokens, read_prompt
 from .conversation import load_conversation
 from .demo import run_demo
 from .info import print_info, print_session
@@ -84,9 +84,21 @@ def chat(
         ),
     ] = None,
     session_dir: SessionDir = None,
+    no_markdown: Annotated[
+        bool, typer.Option("--no-markdown", help="Show answers as they are, on a terminal, too.")
+    ] = False,
+    no_history: Annotated[
+        bool,
+        typer.Option(
+            "--no-history",
+            envvar="INFLLM_NO_HISTORY",
+            help="Do not keep what is typed for later chats, where the key up and Ctrl-R bring it back.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
     parse_special: ParseSpecial = False,
 ) -> None:
-    """Chat with a model; /file PATH puts a long text into the context.
+    """Chat with a model; /file PATH puts a long text into the context, /help lists the other commands.
 
     Ctrl-C interrupts an answer, Ctrl-D leaves. Lines piped in are answered one after the other.
 
@@ -99,6 +111,7 @@ def chat(
         infllm chat --session monday.session
     """
     from .chat import ChatSession
+    from .history import history_path
 
     if session is not None and session.exists():
         options = options.for_session(session)
@@ -108,7 +121,15 @@ def chat(
             memory = "plain llama.cpp" if llm.infllm is None else "InfLLM memory"
             term.note(f"{name}: {memory}, n_ctx {llm.n_ctx():,}, training length {llm.n_ctx_train():,}")
         llm.parse_special = parse_special
-        ChatSession(llm, system, sampling.completion_options(), session).run()
+        ChatSession(
+            llm,
+            system,
+            sampling.completion_options(),
+            session,
+            markdown=not no_markdown,
+            history=None if no_history else history_path(),
+            quiet=quiet,
+        ).run()
 
 
 @app.command()
@@ -129,7 +150,7 @@ def run(
         ),
     ] = None,
     session_dir: SessionDir = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
+    quiet: Quiet = False,
     system: SystemMessage = None,
     parse_special: ParseSpecial = False,
 ) -> None:
