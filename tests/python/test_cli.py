@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -287,11 +288,15 @@ def test_every_command_reads_paths_alike(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_help_has_examples(infllm: Run) -> None:
-    for command in ("chat", "run", "info", "fetch", "demo"):
-        result = infllm(command, "--help")
+    names = [command.name or command.callback.__name__ for command in commands.app.registered_commands]
+    for command in ([], *([name] for name in names), ["trace"], ["trace", "record"], ["trace", "report"]):
+        result = infllm(*command, "--help", env={"COLUMNS": "110"})
         assert result.returncode == 0
-        assert "Example" in result.stdout
-        assert f"infllm {command}" in result.stdout or command == "fetch"
+        examples = result.stdout.partition("Examples:")[2].partition("╭")[0].split("\n")
+        examples = [line for line in examples if line.strip()]
+        assert any(" ".join(["infllm", *command]) in line for line in examples)
+        assert all(line.startswith("     ") for line in examples), command
+    options = infllm("run", "--help").stdout
     for word in (
         "--n-init",
         "--n-local",
@@ -301,7 +306,26 @@ def test_help_has_examples(infllm: Run) -> None:
         "--position",
         "--no-infllm",
     ):
-        assert word in infllm("run", "--help").stdout
+        assert word in options
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell: str) -> None:
+    """As typer's scripts for shells ask for it; with the name of the command that is installed."""
+    script = "import sys; sys.argv[0] = 'infllm'; from infllm_cpp.cli import main; main()"
+    for typed, expected in (("infllm ch", "chat"), ("infllm run --max-c", "--max-cached-blocks")):
+        env = {
+            **os.environ,
+            "_INFLLM_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": typed,  # bash
+            "COMP_CWORD": str(typed.count(" ")),
+            "_TYPER_COMPLETE_ARGS": typed,  # zsh and fish
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }
+        result = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert expected in result.stdout, result.stderr
 
 
 def test_bench(infllm: Run, tmp_path: Path) -> None:
