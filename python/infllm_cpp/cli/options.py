@@ -45,7 +45,7 @@ class ModelOptions:
         str | None,
         _option(
             _MODEL,
-            "GGUF file, or repo:file on the Hugging Face hub.",
+            "GGUF file, a name that infllm fetch knows, or repo:file on the Hugging Face hub.",
             "-m",
             "--model",
             default="the demo model",
@@ -129,7 +129,14 @@ class ModelOptions:
             default="16; 32 if queries search; the ubatch with published scores",
         ),
     ] = _default.n_score
-    position: Annotated[str, _option(_MEMORY, "auto, true or infllm.")] = _default.position
+    position: Annotated[
+        str,
+        _option(
+            _MEMORY,
+            "auto, true or infllm: positions that the model sees. true: those in the text; infllm: below the "
+            "training length; auto: true if --n-ctx is within it, else infllm.",
+        ),
+    ] = _default.position
     store_max_bytes: Annotated[
         int | None, _option(_MEMORY, "Limit of the memory of the block store, bytes.", default="none")
     ] = _default.store_max_bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -17,6 +18,7 @@ from rich.progress import (
 )
 
 from .._format import format_bytes
+from ..config import InfLLMStats
 from ..llama import Llama
 from ..types import Timings
 
@@ -45,6 +47,43 @@ def answer(text: str) -> None:
     """Print a piece of an answer as it comes."""
     sys.stdout.write(text)
     sys.stdout.flush()
+
+
+class Answer(Protocol):
+    """An answer that is printed piece by piece."""
+
+    def push(self, text: str) -> None:
+        """Print a piece."""
+
+    def close(self) -> None:
+        """Print what is left, and end the line."""
+
+
+class PlainAnswer:
+    """As it is."""
+
+    def __init__(self) -> None:
+        self._is_empty = True
+
+    def push(self, text: str) -> None:
+        """Print a piece."""
+        answer(text)
+        self._is_empty = False
+
+    def close(self) -> None:
+        """End the line."""
+        if not self._is_empty:
+            answer("\n")
+
+
+def begin_answer(markdown: bool) -> Answer:
+    """For one answer: as Markdown if stdout is a terminal that can show it, and `markdown`."""
+    out = Console()
+    if not markdown or not sys.stdout.isatty() or out.is_dumb_terminal or out.options.ascii_only:
+        return PlainAnswer()
+    from .markdown import MarkdownAnswer  # takes long to load
+
+    return MarkdownAnswer()
 
 
 class PrefillProgress:
@@ -100,6 +139,20 @@ def format_timings(timings: Timings) -> str:
         f"prefill {timings['prompt_n']:,} tokens{cached}, {timings['prompt_per_second']:.0f} tok/s; "
         f"decode {timings['predicted_n']:,} tokens, {timings['predicted_per_second']:.1f} tok/s"
     )
+
+
+def format_page_ins(before: InfLLMStats | None, after: InfLLMStats | None) -> str:
+    """What was paged between two looks at the counters, in words; empty if no block was selected."""
+    if after is None:
+        return ""
+    n_selected, n_hit, n_page_in = after.n_selected, after.n_hit, after.n_page_in
+    if before is not None and before.n_selected <= n_selected:  # else the context is another one
+        n_selected -= before.n_selected
+        n_hit -= before.n_hit
+        n_page_in -= before.n_page_in
+    if n_selected == 0:
+        return ""
+    return f"{n_page_in:,} blocks paged in, hit rate {100 * n_hit / n_selected:.0f} %"
 
 
 def format_memory(llm: Llama) -> str:

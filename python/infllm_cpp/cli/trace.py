@@ -10,7 +10,7 @@ import typer
 from .._format import format_bytes
 from ..trace import TraceHeader, TraceWriter, read_trace
 from . import terminal as term
-from .answer import ParseSpecial, print_answer, prompt_tokens, read_prompt
+from .answer import ParseSpecial, Quiet, print_answer, prompt_tokens, read_prompt
 from .options import RunOptions, SamplingOptions, with_options
 
 
@@ -24,7 +24,7 @@ def record(
         Path | None, typer.Option("-f", "--file", help="Text file to put before the prompt; -: stdin.")
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text: no chat template.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress, no statistics.")] = False,
+    quiet: Quiet = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
     parse_special: ParseSpecial = False,
 ) -> None:

@@ -16,6 +16,7 @@ from .tasks import OF_TEXT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 def name_of(result: Result) -> str:
@@ -166,7 +167,24 @@ def sweep_table(rows: Sequence[dict[str, Any]]) -> Table:
 
 
 def plot(results: Sequence[Result], directory: Path) -> list[Path]:
-    """Write PNGs: heat maps of depth and length by task and method, perplexity by position, the budget.
+    """Write `pictures` as PNGs.
+
+    Raises
+    ------
+    OSError
+        When they cannot be written.
+    RuntimeError
+        When matplotlib is not installed.
+    """
+    made = pictures(results)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, figure in made.items():
+        figure.savefig(directory / f"{name}.png")
+    return [directory / f"{name}.png" for name in made]
+
+
+def pictures(results: Sequence[Result]) -> dict[str, Figure]:
+    """Heat maps of depth and length by task and method, perplexity by position, the budget; by name.
 
     Raises
     ------
@@ -174,20 +192,17 @@ def plot(results: Sequence[Result], directory: Path) -> list[Path]:
         When matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import figure
     except ImportError:
         raise RuntimeError(
             'pictures need matplotlib: install it with pip install "infllm-cpp[plot]"'
         ) from None
 
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
+    made: dict[str, Figure] = {}
 
     def picture(name: str, draw: Callable[[Axes], None]) -> None:
-        figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
-        draw(figure.add_subplot())
-        paths.append(directory / f"{name}.png")
-        figure.savefig(paths[-1])
+        made[name] = figure.Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
+        draw(made[name].add_subplot())
 
     retrieval = [r for r in results if r["task"] not in OF_TEXT]
     for task in _unique([r["task"] for r in retrieval]):
@@ -227,7 +242,8 @@ def plot(results: Sequence[Result], directory: Path) -> list[Path]:
                 middles = [(begin + end) / 2 for begin, end, _ in r["buckets"]]
                 label = f"{name_of(r)}, {r['length']:,} tokens"
                 axes.plot(middles, [math.exp(loss) for _, _, loss in r["buckets"]], marker="o", label=label)
-            axes.set(xlabel="position, tokens", ylabel="perplexity", yscale="log")
+            axes.set(title="perplexity by position", yscale="log")
+            axes.set(xlabel="position, tokens", ylabel="perplexity")
             axes.legend()
 
         picture("perplexity", curves)
@@ -242,8 +258,9 @@ def plot(results: Sequence[Result], directory: Path) -> list[Path]:
 
             axes.scatter(*points(rows))
             axes.plot(*points(front), color="tab:red", label="Pareto front")
+            axes.set(title="accuracy by resident bytes")
             axes.set(xlabel="resident, MiB", ylabel="right answers, %")
             axes.legend()
 
         picture("budget", budget)
-    return paths
+    return made

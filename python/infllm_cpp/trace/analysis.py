@@ -38,7 +38,7 @@ LAGS = (1, 2, 4, 8, 16, 32, 64, 128)  # steps
 WINDOWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # steps
 LEADS = (1, 2, 4)  # layers
 
-# the folder of the script must not be on the path: it has a types.py
+# the folder of the script must not be on the path: its modules are not those that others mean
 _RUN = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
 
@@ -419,7 +419,7 @@ class Analysis:
     phases: list[Phase]
 
 
-def analyse(trace: Trace, n_slots: Sequence[int] | None = None) -> Analysis:
+def analyse(trace: Trace, n_slots: Sequence[int] | None = None, simulated: bool = True) -> Analysis:
     """Analyse a trace.
 
     Parameters
@@ -427,6 +427,9 @@ def analyse(trace: Trace, n_slots: Sequence[int] | None = None) -> Analysis:
     n_slots : sequence of int or None
         Slots per layer to simulate; those of the run that was recorded are added. ``None``: from `topk` to
         8 times as many.
+    simulated : bool
+        Whether caches are simulated, which needs libcachesim; else `policies`, `n_slots`, hit rates and
+        predictions are empty.
 
     Raises
     ------
@@ -437,8 +440,13 @@ def analyse(trace: Trace, n_slots: Sequence[int] | None = None) -> Analysis:
     n_slot = int(trace.header.infllm.get("max_cached_blocks") or selected.shape[2])
     if n_slots is None:
         n_slots = [int(factor * selected.shape[2]) for factor in SLOTS_PER_SELECTED]
-    n_slots = tuple(sorted({*n_slots, n_slot}))
-    simulation = simulate(selected, n_slots, probe=probes(selected), n_slot_probe=n_slot)
+    n_slots = tuple(sorted({*n_slots, n_slot})) if simulated else ()
+    if simulated:
+        simulation = simulate(selected, n_slots, probe=probes(selected), n_slot_probe=n_slot)
+    else:
+        simulation = Simulation(
+            (), (), np.zeros((0, 0, *selected.shape[:2]), np.int32), np.zeros(0, np.bool_)
+        )
 
     used = selected >= 0
     n_selected = used.sum(-1)  # [n_step, n_layer]
@@ -446,7 +454,7 @@ def analyse(trace: Trace, n_slots: Sequence[int] | None = None) -> Analysis:
     lagged = {lag: overlap_steps(selected, lag) for lag in LAGS if lag < trace.n_step}
     sets = {window: working_set(selected, window) for window in WINDOWS if window <= trace.n_step}
 
-    lru, columns = simulation.policies.index("LRU"), np.arange(selected.shape[1])
+    lru, columns = simulation.policies.index("LRU") if simulated else 0, np.arange(selected.shape[1])
     phases = []
     for name, steps in (("prompt", ~trace.is_decode), ("decoding", trace.is_decode)):
         if not steps.any():
@@ -482,7 +490,7 @@ def analyse(trace: Trace, n_slots: Sequence[int] | None = None) -> Analysis:
                         for n in n_slots
                     ]
                 ),
-                prediction=predict(selected, simulation.found, steps),
+                prediction=predict(selected, simulation.found, steps) if simulated else [],
             )
         )
     return Analysis(trace, n_slot, n_slots, simulation.policies, phases)

@@ -211,15 +211,15 @@ def print_report(analysis: Analysis) -> None:
 
 @dataclass(frozen=True)
 class Figure:
-    """A PNG with its words."""
+    """A figure of matplotlib with its words."""
 
     title: str
     note: str
-    png: bytes
+    drawn: Any
 
 
 def make_figures(analysis: Analysis) -> list[Figure]:
-    """All figures of the report.
+    """All figures of the report; without a simulation those that need none.
 
     Raises
     ------
@@ -227,11 +227,11 @@ def make_figures(analysis: Analysis) -> list[Figure]:
         When matplotlib is missing.
     """
     require("matplotlib")
+    simulated = [_draw_hit_rates(analysis), _draw_layers(analysis)] if analysis.policies else []
     return [
         _draw_heat_map(analysis),
         _draw_time(analysis),
-        _draw_hit_rates(analysis),
-        _draw_layers(analysis),
+        *simulated,
         _draw_overlap(analysis),
         _draw_overlap_layers(analysis),
         _draw_reuse(analysis),
@@ -246,12 +246,6 @@ def _axes(n_row: int, n_column: int, width: float, height: float) -> tuple[Any, 
         figsize=(width, height), layout="constrained"
     )
     return figure, figure.subplots(n_row, n_column, squeeze=False)
-
-
-def _finish(figure: Any, title: str, note: str) -> Figure:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return Figure(title, note, buffer.getvalue())
 
 
 def _draw_heat_map(analysis: Analysis) -> Figure:
@@ -279,7 +273,7 @@ def _draw_heat_map(analysis: Analysis) -> Figure:
         )
         axis.set(title=name, xlabel="block", ylabel="layer")
     figure.colorbar(image, ax=axes, label="part of the steps that select it")
-    return _finish(figure, "Which blocks each layer selects", "Time runs from the upper to the lower panels.")
+    return Figure("Which blocks each layer selects", "Time runs from the upper to the lower panels.", figure)
 
 
 def _draw_time(analysis: Analysis) -> Figure:
@@ -301,7 +295,7 @@ def _draw_time(analysis: Analysis) -> Figure:
     axis.step(np.arange(trace.n_step), trace.n_blocks, color="white", linewidth=0.8, where="post")
     axis.set(xlabel="step", ylabel="block")
     figure.colorbar(image, ax=axes, label="part of the layers that select it")
-    return _finish(figure, "Which blocks are selected over time", "White line: blocks there are.")
+    return Figure("Which blocks are selected over time", "White line: blocks there are.", figure)
 
 
 def _draw_hit_rates(analysis: Analysis) -> Figure:
@@ -316,7 +310,7 @@ def _draw_hit_rates(analysis: Analysis) -> Figure:
         axis.set(title=phase.name, xlabel="slots per layer", ylabel="hit rate, %")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _finish(figure, "Hit rate against slots", "All layers, one cache of so many slots for each.")
+    return Figure("Hit rate against slots", "All layers, one cache of so many slots for each.", figure)
 
 
 def _draw_layers(analysis: Analysis) -> Figure:
@@ -333,7 +327,7 @@ def _draw_layers(analysis: Analysis) -> Figure:
         axis.set(title=phase.name, xlabel="layer", ylabel="%", ylim=(0, 100))
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _finish(figure, "Layer by layer", "Mean over the steps.")
+    return Figure("Layer by layer", "Mean over the steps.", figure)
 
 
 def _draw_overlap(analysis: Analysis) -> Figure:
@@ -349,7 +343,7 @@ def _draw_overlap(analysis: Analysis) -> Figure:
     axis.set(xlabel="steps apart", ylabel="overlap, %", ylim=(0, 100))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return _finish(figure, "Overlap between steps", "Part of a layer's selection that it selected before.")
+    return Figure("Overlap between steps", "Part of a layer's selection that it selected before.", figure)
 
 
 def _draw_overlap_layers(analysis: Analysis) -> Figure:
@@ -358,7 +352,7 @@ def _draw_overlap_layers(analysis: Analysis) -> Figure:
         image = axis.imshow(100 * phase.overlap_layers, cmap="magma", vmin=0, vmax=100, origin="lower")
         axis.set(title=phase.name, xlabel="layer", ylabel="layer")
     figure.colorbar(image, ax=axes, label="overlap, %")
-    return _finish(figure, "Overlap between layers", "Selections of the same step.")
+    return Figure("Overlap between layers", "Selections of the same step.", figure)
 
 
 def _draw_reuse(analysis: Analysis) -> Figure:
@@ -374,7 +368,7 @@ def _draw_reuse(analysis: Analysis) -> Figure:
     for axis in axes[0]:
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    return _finish(figure, "Reuse distance", "Cumulative, of blocks that the same layer selected before.")
+    return Figure("Reuse distance", "Cumulative, of blocks that the same layer selected before.", figure)
 
 
 def _draw_working_sets(analysis: Analysis) -> Figure:
@@ -392,7 +386,7 @@ def _draw_working_sets(analysis: Analysis) -> Figure:
     axis.set(xlabel="steps on end", ylabel="blocks of a layer")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return _finish(figure, "Working set", "Line: mean of the layers; shaded: smallest to largest layer.")
+    return Figure("Working set", "Line: mean of the layers; shaded: smallest to largest layer.", figure)
 
 
 def _draw_traffic(analysis: Analysis) -> Figure:
@@ -406,7 +400,7 @@ def _draw_traffic(analysis: Analysis) -> Figure:
     axis.set(xlabel="step", ylabel="MiB a step", ylim=(0, None))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    return _finish(figure, "Page-in traffic of the recorded run", "All layers.")
+    return Figure("Page-in traffic of the recorded run", "All layers.", figure)
 
 
 # -- HTML ----------------------------------------------------------------------------------------------
@@ -443,7 +437,9 @@ def write_report(analysis: Analysis, path: Path) -> None:
             parts.append("<tr>" + "".join(f"<{cell}>{html.escape(text)}</{cell}>" for text in row) + "</tr>")
         parts.append("</table>")
     for figure in make_figures(analysis):
-        data = base64.b64encode(figure.png).decode()
+        png = io.BytesIO()
+        figure.drawn.savefig(png, format="png", dpi=100)
+        data = base64.b64encode(png.getvalue()).decode()
         parts.append(_heading(figure.title, figure.note))
         parts.append(f'<img alt="{html.escape(figure.title)}" src="data:image/png;base64,{data}">')
     parts.append("</body></html>")
