@@ -204,7 +204,7 @@ class ChatSession:
         messages = self._chat.asked(question)
         before = self._llm.stats()
         answer = term.begin_answer(self._markdown)
-        text, finish_reason = "", None
+        text, finish_reason, thinks = "", None, False
         timings: Timings | None = None
         try:
             with term.prefill_progress(enabled=not self._quiet) as progress:
@@ -212,7 +212,14 @@ class ChatSession:
                 options["progress"] = progress.update
                 for chunk in self._llm.create_chat_completion(messages, stream=True, **options):
                     choice = chunk["choices"][0]
+                    if thought := choice["delta"].get("reasoning_content"):
+                        progress.close()
+                        term.thought(thought)
+                        thinks = True
                     if new := choice["delta"].get("content"):
+                        if thinks:
+                            term.thought("")
+                            thinks = False
                         progress.close()
                         text += new
                         answer.push(new)
@@ -222,6 +229,8 @@ class ChatSession:
             # an interrupted answer is part of the chat, as far as it was given
             if text:
                 self._chat = Conversation([*messages, {"role": "assistant", "content": text}])
+            if thinks:
+                term.thought("")
             answer.close()
         if finish_reason == "length":
             self._explain_length()

@@ -38,6 +38,11 @@ def note(text: str) -> None:
     console.print(text, style="dim", markup=False)
 
 
+def thought(text: str) -> None:
+    """Print a piece of what a model thinks before it answers, or, if it is empty, the end of that."""
+    console.print(text or "\n", style="dim italic", markup=False, end="")
+
+
 def error(message: object) -> None:
     """Print an error on one line."""
     console.print(f"error: {' '.join(str(message).split())}", style="red", markup=False)
