@@ -168,9 +168,11 @@ def test_info_tells_what_a_context_needs(infllm: Run) -> None:
     assert rows["K and V"].startswith(f"{30 * 3 * 64 * 2 * 2:,} bytes per token")
     assert rows["plain llama.cpp"].startswith("1.41 GiB")
     assert re.match(
-        r"[\d.]+ MiB resident \([\d,]+ cells\), [\d.]+ MiB of representative keys, 1.38 GiB in the store",
+        r"[\d.]+ MiB resident \([\d,]+ cells\), [\d.]+ MiB of representative keys, 1.37 GiB in the store",
         rows["InfLLM memory"],
     )
+    assert re.match(r"up to [\d,]+ tokens as llama.cpp, bit for bit: by the profile attention", rows["exact"])
+    assert rows["speed"].endswith("51% of the speed with an empty context")
 
 
 def test_info_agrees_with_what_a_context_takes(infllm: Run) -> None:

@@ -44,8 +44,12 @@ def test_automatic_values_are_filled_in(model_path: Path) -> None:
         config = llm.infllm
         assert config is not None
         assert config.position == "true"
-        assert (config.topk, config.max_cached_blocks) == (4, 4)  # a 32nd of the training length
+        assert config.topk == config.max_cached_blocks
         assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("keys", 16, 4, 16)
+    with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(profile="fast")) as llm:
+        config = llm.infllm
+        assert config is not None
+        assert (config.n_local, config.topk, config.max_cached_blocks) == (1024, 4, 4)  # an 8th, a 32nd
     with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(repr_topk=12)) as llm:
         config = llm.infllm
         assert config is not None
@@ -54,6 +58,32 @@ def test_automatic_values_are_filled_in(model_path: Path) -> None:
         config = llm.infllm
         assert config is not None
         assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("queries", 1, 4, 32)
+
+
+def test_a_budget_is_kept_to(model_path: Path) -> None:
+    weights = model_path.stat().st_size
+    for budget, most in (("auto", weights), ("60 MiB", 60 << 20), (50_000_000, 50_000_000)):
+        with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(budget=budget)) as llm:
+            stats = llm.stats()
+            assert stats is not None
+            assert 0.85 * most < stats.bytes_resident <= most
+    with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(budget="3000 tokens")) as llm:
+        stats = llm.stats()
+        assert stats is not None
+        assert stats.bytes_resident == 2816 * llm.kv_bytes_per_token()  # whole blocks, and 256 cells
+    with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(profile="exact")) as llm:
+        stats = llm.stats()
+        assert stats is not None
+        assert stats.bytes_resident == 8192 * llm.kv_bytes_per_token()
+
+
+def test_what_a_budget_cannot_be(model_path: Path) -> None:
+    for config, reason in (
+        (InfLLMConfig(budget=1000), r"budget = 1000 bytes gives .* needs \d+ at least, \d+ bytes"),
+        (InfLLMConfig(budget="60 MiB", topk=4), "budget is given, and what it is divided into, too"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Llama(model_path, n_ctx=8192, infllm=config)
 
 
 @pytest.mark.parametrize(
