@@ -8,6 +8,7 @@
 #include "common.cuh"
 
 #include <algorithm>
+#include <atomic>
 #include <numeric>
 #include <vector>
 
@@ -119,7 +120,12 @@ struct pager {
     cudaEvent_t  copied      = nullptr;
 };
 
+// Threads other than the one that computes take memory ahead. Any device will do that is in use: memory is shared with all of them,
+// and a thread that has none set would begin to use the first one.
+static std::atomic<int> device_in_use { 0 };
+
 static void * alloc(size_t size) {
+    ggml_cuda_set_device(device_in_use);
     void * ptr = nullptr;
     if (cudaHostAlloc(&ptr, size, cudaHostAllocPortable | cudaHostAllocMapped) != cudaSuccess) {
         (void) cudaGetLastError();
@@ -162,6 +168,7 @@ static pager * create(const pager_layer * layers, uint32_t n_layer, uint32_t n_s
 
     auto * p = new pager;
     p->device     = attr.device;
+    device_in_use = attr.device;
     p->layers     = { layers, layers + n_layer };
     p->begin      = block_bytes;
     p->store_smem = 0;

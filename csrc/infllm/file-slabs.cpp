@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <stdexcept>
 
 #ifndef _WIN32
@@ -47,31 +48,40 @@ uint64_t file_slabs::room() const {
     return disk + blocks.size()*uint64_t(n_bytes);
 }
 
-uint8_t * file_slabs::alloc() {
+size_t file_slabs::take(size_t n, size_t, uint8_t ** res) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (blocks.empty()) {
-        slabs.reserve(slabs.size() + 1);
-        blocks.reserve((slabs.size() + 1)*(n_slab/n_bytes)); // so that free() cannot fail
-
-        const off_t offset = off_t(slabs.size()*n_slab);
-        if (::posix_fallocate(fd, offset, off_t(n_slab)) != 0) {
-            return nullptr;
-        }
-        void * data = ::mmap(nullptr, n_slab, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
-        if (data == MAP_FAILED) {
-            return nullptr;
-        }
-        slabs.push_back({ static_cast<uint8_t *>(data), n_slab });
-        for (size_t i = n_slab/n_bytes; i-- > 0;) {
-            blocks.push_back(slabs.back().data + i*n_bytes);
-        }
+    size_t i = 0;
+    while (i < n && (!blocks.empty() || grow())) {
+        res[i++] = blocks.back();
+        blocks.pop_back();
     }
-    uint8_t * res = blocks.back();
-    blocks.pop_back();
-    return res;
+    return i;
 }
 
-void file_slabs::free(uint8_t * block) {
+bool file_slabs::grow() {
+    try {
+        slabs.reserve(slabs.size() + 1);
+        blocks.reserve((slabs.size() + 1)*(n_slab/n_bytes)); // so that give() cannot fail
+    } catch (const std::bad_alloc &) {
+        return false;
+    }
+
+    const off_t offset = off_t(slabs.size()*n_slab);
+    if (::posix_fallocate(fd, offset, off_t(n_slab)) != 0) {
+        return false;
+    }
+    void * data = ::mmap(nullptr, n_slab, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
+    if (data == MAP_FAILED) {
+        return false;
+    }
+    slabs.push_back({ static_cast<uint8_t *>(data), n_slab });
+    for (size_t i = n_slab/n_bytes; i-- > 0;) {
+        blocks.push_back(slabs.back().data + i*n_bytes);
+    }
+    return true;
+}
+
+void file_slabs::give(uint8_t * block) {
     const std::lock_guard<std::mutex> lock(mutex);
     blocks.push_back(block);
 }
@@ -88,9 +98,9 @@ file_slabs::file_slabs(const std::string & folder, size_t block_bytes) : n_bytes
 
 file_slabs::~file_slabs() {}
 
-uint64_t  file_slabs::room() const       { return 0; }
-uint8_t * file_slabs::alloc()            { return nullptr; }
-void      file_slabs::free(uint8_t *)    {}
+uint64_t file_slabs::room() const                     { return 0; }
+size_t   file_slabs::take(size_t, size_t, uint8_t **) { return 0; }
+void     file_slabs::give(uint8_t *)                  {}
 
 } // namespace infllm
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include "block-memory.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
@@ -10,17 +12,17 @@ namespace infllm {
 
 // Memory in a temporary file, for blocks of one size: the system writes them in the background, and keeps those in RAM that were used
 // last. Room on the disk is taken before it is used, so that a full disk is found when memory is taken. The file has no name, and is
-// gone with the process. Stores of several contexts can give blocks back at a time. Throws std::runtime_error where it cannot be made.
-class file_slabs {
+// gone with the process. Throws std::runtime_error where it cannot be made.
+class file_slabs : public block_memory {
 public:
     file_slabs(const std::string & folder, size_t block_bytes);
-    ~file_slabs();
+    ~file_slabs() override;
 
     file_slabs(const file_slabs &)             = delete;
     file_slabs & operator=(const file_slabs &) = delete;
 
-    uint8_t * alloc(); // nullptr if the disk is full
-    void      free(uint8_t * block);
+    size_t take(size_t n, size_t n_more, uint8_t ** res) override;
+    void   give(uint8_t * block) override;
 
     uint64_t room() const; // bytes that can still be taken
 
@@ -38,6 +40,8 @@ private:
     mutable std::mutex     mutex;
     std::vector<slab>      slabs;
     std::vector<uint8_t *> blocks; // that are free
+
+    bool grow(); // false: the disk is full
 };
 
 } // namespace infllm

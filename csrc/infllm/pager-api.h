@@ -9,7 +9,8 @@ struct ggml_tensor;
 namespace infllm {
 
 // Who pages: its side of the page op, and what comes between ubatches. One pager serves the layers on one device, that of the
-// host all that no device pages. Every call comes from the thread that computes.
+// host all that no device pages. Every call comes from the thread that computes, but for those of alloc() and free(), which another
+// thread may make beside it.
 struct pager;
 
 // the blocks [block0, block0 + n_block) of a sequence leave the ring; all before them are in the store. The mean of the keys is

@@ -1,9 +1,10 @@
 #include "llama-infllm-page-control.h"
 
+#include "llama-infllm-impl.h"
+
 #include "llama-impl.h"
 
 #include <stdexcept>
-#include <unordered_map>
 
 llama_infllm_page_control::llama_infllm_page_control(const llama_infllm_params & params, uint32_t n_seq) :
     prm(params), n_seq(n_seq), host(infllm::host_pager_api(), n_seq), n_stored(n_seq) {
@@ -59,7 +60,6 @@ std::string llama_infllm_page_control::why_not(
     if (!device) {
         device_api = api;
         device     = std::make_unique<llama_infllm_pagers>(*api, n_seq);
-        pinned     = std::make_unique<llama_infllm_pinned>(*api, prm.pinned_max_bytes);
     }
     const std::string why = device->add_layer(ctx(buft), buft, l.idx, l.shape, { l.k, l.v, l.mean, l.search }, l.rope, n_sub_max);
     return why.empty() ? "" : name + " cannot page this model: " + why;
@@ -109,31 +109,31 @@ void llama_infllm_page_control::update() {
     if (!device) {
         return;
     }
-    if (can_end && !pinned->why_pageable().empty()) {
+    if (can_end && blocks->n_unpinned() > 0) {
         synchronize();
-        std::unordered_map<const uint8_t *, uint8_t *> moved;
-        bool is_left = true;
-        blocks->replace([&](uint8_t * data) {
-            auto * res = is_left ? static_cast<uint8_t *>(pinned->pin(data, blocks->block_bytes())) : nullptr;
-            is_left = res != nullptr;
-            if (is_left) {
-                moved[data] = res;
-            }
-            return is_left ? res : data;
-        });
-        host.move_blocks([&](const uint8_t * data) -> const uint8_t * {
+        const auto moved = blocks->pin();
+        host.move_blocks([&](const uint8_t * data) {
             const auto it = moved.find(data);
             return it == moved.end() ? data : it->second;
         });
     }
 
-    const std::string why = trace ? "scores are traced, which the host does" : pinned->why_pageable();
+    const std::string why = trace ? "scores are traced, which the host does" : why_unpinned();
     if (!why.empty()) {
         page_by_host(why);
     } else if (can_end && !has_devices()) {
         page_by_devices();
     }
     can_end = false;
+}
+
+std::string llama_infllm_page_control::why_unpinned() const {
+    if (blocks->n_unpinned() == 0) {
+        return "";
+    }
+    const auto & pinned = *blocks->get_pinned();
+    return pinned.is_limited() ? ::format("pinned_max_bytes = %.1f MiB is reached", prm.pinned_max_bytes/1024.0/1024.0)
+                               : ::format("no more than %.1f MiB of memory can be pinned", pinned.bytes()/1024.0/1024.0);
 }
 
 void llama_infllm_page_control::page_by_host(const std::string & why) {
@@ -239,11 +239,15 @@ void llama_infllm_page_control::wait() {
 }
 
 std::unique_ptr<infllm::block_store> llama_infllm_page_control::make_store(size_t block_bytes, uint64_t bytes_max) {
-    auto res = !device ? std::make_unique<infllm::block_store>(block_bytes, bytes_max) :
-        std::make_unique<infllm::block_store>(block_bytes, bytes_max, infllm::block_store::allocator {
-            [p = pinned.get()](size_t size) { return p->alloc(size); },
-            [p = pinned.get()](void * ptr)  { p->free(ptr); },
-        });
+    auto res = std::make_unique<infllm::block_store>(block_bytes, bytes_max);
+    if (device) {
+        infllm::ram_slabs::source pinned;
+        pinned.alloc     = [api = device_api](size_t size) { return llama_infllm_ram_has(size) ? api->alloc(size) : nullptr; };
+        pinned.free      = [api = device_api](void * ptr, size_t) { api->free(ptr); };
+        pinned.bytes_max = prm.pinned_max_bytes;
+        pinned.ahead     = true;
+        res->set_pinned(std::move(pinned));
+    }
     if (prm.store_path[0] != 0) {
         res->set_files(std::make_shared<infllm::file_slabs>(prm.store_path, block_bytes));
     }

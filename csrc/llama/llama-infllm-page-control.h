@@ -2,7 +2,6 @@
 
 #include "llama-infllm-layers.h"
 #include "llama-infllm-pagers.h"
-#include "llama-infllm-pinned.h"
 
 #include "../infllm/block-store.h"
 
@@ -94,7 +93,6 @@ private:
     const uint32_t            n_seq;
 
     llama_infllm_pagers                  host;
-    std::unique_ptr<llama_infllm_pinned> pinned; // nullptr if no device can page
     std::unique_ptr<llama_infllm_pagers> device;
 
     const infllm::pager_api * device_api = nullptr; // of all devices that page: memory is shared in one way
@@ -122,6 +120,9 @@ private:
     infllm::host_pager_hooks hooks;
 
     std::string why_not(const llama_infllm_layer & l, ggml_backend_dev_t dev, uint32_t n_sub_max, const get_context & ctx);
+
+    // why not all blocks are in pinned memory; "": they are
+    std::string why_unpinned() const;
 
     void page_by_host(const std::string & why);
     bool page_by_devices(); // false: there is not enough memory to share

@@ -78,7 +78,8 @@ bool llama_kv_cache_infllm::fits_memory(uint64_t n_new) const {
     const uint64_t size  = store->block_bytes();
     const uint64_t limit = store->bytes_max();
     const uint64_t used  = store->n_blocks() - store->n_elsewhere();
-    return n_new == 0 || ((limit == 0 || (used + n_new)*size <= limit) && llama_infllm_ram_has(n_new*size));
+    const uint64_t taken = n_new - std::min<uint64_t>(n_new, store->n_backed());
+    return n_new == 0 || ((limit == 0 || (used + n_new)*size <= limit) && (taken == 0 || llama_infllm_ram_has(taken*size)));
 }
 
 std::string llama_kv_cache_infllm::check_store(uint64_t n_new) const {

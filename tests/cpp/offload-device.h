@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <string>
@@ -69,7 +70,7 @@ public:
     bool    pages         = false;
 
     // whether there is memory left that can be pinned
-    static inline bool pins = true;
+    static inline std::atomic<bool> pins { true };
 
     // ops that were given tensors outside of the device's memory
     static int n_misplaced() { return misplaced; }
