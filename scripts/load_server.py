@@ -2,9 +2,11 @@
 
     python scripts/load_server.py
     python scripts/load_server.py --clients 16 --minutes 5 --parallel 4
+    python scripts/load_server.py --minutes 0 --document 30000 --n-ctx 32768
 
 Clients ask one question after the other, with prompts of up to `--n-prompt` words that begin alike or not;
-one in eight goes before its answer has come. Memory is that of the process without mapped files.
+one in eight goes before its answer has come. Memory is that of the process without mapped files. With
+`--document` one client first asks five questions about a text of so many words, each by a chat that begins with it.
 """
 
 from __future__ import annotations
@@ -64,6 +66,32 @@ class Load:
                     self.errors.append(str(err))
 
 
+def ask_about_document(url: str, n_words: int) -> None:
+    """Print what each of five questions about one text took."""
+    text = " ".join(random.Random(0).choices(WORDS, k=n_words))
+    for question in (
+        "Who?",
+        "What is green?",
+        "Where is the river?",
+        "How old is the house?",
+        "And the sky?",
+    ):
+        messages = [{"role": "user", "content": f"{text}\n\n{question}"}]
+        body = json.dumps({"messages": messages, "max_tokens": 16, "temperature": 0}).encode()
+        request = urllib.request.Request(
+            url + "/v1/chat/completions", body, {"Content-Type": "application/json"}
+        )
+        begin = time.time()
+        with urllib.request.urlopen(request, timeout=3600) as response:
+            usage = json.load(response)["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        print(
+            f"{question}: {usage['prompt_tokens']:,} tokens, {cached:,} of them cached, "
+            f"{time.time() - begin:.1f} s",
+            flush=True,
+        )
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -78,6 +106,7 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=4)
     parser.add_argument("--n-ctx", type=int, default=16384)
     parser.add_argument("--n-prompt", type=int, default=600, help="words")
+    parser.add_argument("--document", type=int, default=0, help="words of a text that is asked about first")
     args = parser.parse_args()
 
     port = free_port()
@@ -95,6 +124,8 @@ def main() -> None:
                 break
             except (OSError, urllib.error.URLError):
                 time.sleep(0.2)
+        if args.document:
+            ask_about_document(url, args.document)
         begin = time.time()
         load = Load(url, args.n_prompt, begin + 60 * args.minutes)
         threads = [threading.Thread(target=load.run, args=(i,)) for i in range(args.clients)]
