@@ -6,7 +6,8 @@
 
 Clients ask one question after the other, with prompts of up to `--n-prompt` words that begin alike or not;
 one in eight goes before its answer has come. Memory is that of the process without mapped files. With
-`--document` one client first asks five questions about a text of so many words, each by a chat that begins with it.
+`--document` one client first asks five questions about a text of so many words, each by a chat that begins
+with it.
 """
 
 from __future__ import annotations
