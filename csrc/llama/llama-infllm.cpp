@@ -58,6 +58,19 @@ static uint32_t get_n_ubatch(const llama_model & model, const llama_context_para
     return std::min(n_batch, cparams.n_ubatch == 0 ? cparams.n_batch : cparams.n_ubatch);
 }
 
+uint32_t llama_infllm_n_ctx_train(const llama_model * model, const llama_context_params * cparams) {
+    const auto & hparams = model->hparams;
+
+    // llama_init_from_model() changes that of the model when a context has been made, and then a second context would be another one
+    const auto  type  = cparams->rope_scaling_type == LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED ? hparams.rope_scaling_type_train : cparams->rope_scaling_type;
+    const float scale = cparams->rope_freq_scale == 0.0f ? hparams.rope_freq_scale_train : cparams->rope_freq_scale;
+    if (type != LLAMA_ROPE_SCALING_TYPE_YARN || scale == hparams.rope_freq_scale_train) {
+        return hparams.n_ctx_train;
+    }
+    const uint32_t n_orig = cparams->yarn_orig_ctx != 0 ? cparams->yarn_orig_ctx : hparams.n_ctx_orig_yarn;
+    return std::min(double(INT32_MAX), double((n_orig != 0 ? n_orig : hparams.n_ctx_train)/scale));
+}
+
 bool llama_infllm_params_resolve(
         const llama_model * model, const llama_context_params * cparams, llama_infllm_params * params) {
     const std::string why_not = llama_infllm_why_not(*model, *cparams);
@@ -67,7 +80,7 @@ bool llama_infllm_params_resolve(
 
     // in 64 bits, so that large values fail a limit below and do not wrap
     const int64_t n_ctx       = get_n_ctx_seq(*model, *cparams);
-    const int64_t n_ctx_train = model->hparams.n_ctx_train;
+    const int64_t n_ctx_train = llama_infllm_n_ctx_train(model, cparams);
     const int64_t n_ubatch    = get_n_ubatch(*model, *cparams);
 
     llama_infllm_params res = *params;
@@ -271,12 +284,22 @@ llama_memory_i * llama_infllm_create_memory(
     try {
         const llama_infllm_memory_params prm = {
             /*.infllm    =*/ request,
+            /*.rope      =*/ {
+                /*.freq_base   =*/ cparams.rope_freq_base,
+                /*.freq_scale  =*/ cparams.rope_freq_scale,
+                /*.ext_factor  =*/ cparams.yarn_ext_factor,
+                /*.attn_factor =*/ cparams.yarn_attn_factor,
+                /*.beta_fast   =*/ cparams.yarn_beta_fast,
+                /*.beta_slow   =*/ cparams.yarn_beta_slow,
+                /*.orig_ctx    =*/ cparams.n_ctx_orig_yarn,
+                /*.is_long     =*/ model.layers[0].rope_long && cparams.n_ctx_seq > cparams.n_ctx_orig_yarn,
+            },
             /*.type_k    =*/ params.type_k,
             /*.type_v    =*/ params.type_v,
             /*.rot_v     =*/ llama_infllm_rotates_v(model, params.type_v),
             /*.offload   =*/ cparams.offload_kqv,
             /*.n_ubatch  =*/ cparams.n_ubatch,
-            /*.n_ctx_seq =*/ std::min(cparams.n_ctx_seq, llama_infllm_n_pos_max(model)),
+            /*.n_ctx_seq =*/ std::min(cparams.n_ctx_seq, llama_infllm_n_pos_max(&model)),
             /*.n_seq_max =*/ cparams.n_seq_max,
         };
 
