@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, overload
 
@@ -158,9 +159,7 @@ class Embedder(ModelOwner):
         MemoryError, KeyboardInterrupt, InterruptedError
             As `eval`.
         """
-        texts = [input] if isinstance(input, str) else list(input)
-        if any(not isinstance(text, str) for text in texts):
-            raise TypeError("input is neither a str nor a sequence of them")
+        texts = _as_texts(input)
         with self._changing():
             if not self._embedding:
                 raise RuntimeError(
@@ -193,8 +192,7 @@ class Embedder(ModelOwner):
         RuntimeError, TypeError, ValueError, MemoryError, KeyboardInterrupt, InterruptedError
             As `embed`.
         """
-        texts = [input] if isinstance(input, str) else list(input)
-        vectors, n_tokens = self.embed(texts, return_count=True)
+        vectors, n_tokens = self.embed(_as_texts(input), return_count=True)
         return {
             "object": "list",
             "data": [{"object": "embedding", "embedding": v, "index": i} for i, v in enumerate(vectors)],
@@ -222,6 +220,13 @@ class Embedder(ModelOwner):
             batch.append(text)
         if batch:
             yield batch
+
+
+def _as_texts(input: str | Sequence[str]) -> list[str]:
+    texts = [input] if isinstance(input, str) else list(input) if isinstance(input, Sequence) else [input]
+    if any(not isinstance(text, str) for text in texts):
+        raise TypeError(f"input = {reprlib.repr(input)} is neither a str nor a sequence of them")
+    return texts
 
 
 def _as_lists(vector: npt.NDArray[np.float32], normalize: bool) -> Vector:

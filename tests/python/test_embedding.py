@@ -138,8 +138,9 @@ def test_nothing_else_is_computed(model_path: Path, bert_path: Path) -> None:
             ):
                 with pytest.raises(RuntimeError, match="made with embedding=True"):
                     use()
-            with pytest.raises(TypeError, match="neither a str nor"):
-                llm.embed([1, 2])  # type: ignore[list-item]
+            for wrong in ([1, 2], None, b"Hi", 5):
+                with pytest.raises(TypeError, match="is neither a str nor a sequence of them"):
+                    llm.embed(wrong)  # type: ignore[call-overload]
             expected = llm.embed("Hi")
             with llm.fork() as fork:
                 assert fork.embed("Hi") == expected
