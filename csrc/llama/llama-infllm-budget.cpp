@@ -72,11 +72,11 @@ llama_infllm_plan llama_infllm_plan_cells(
     llama_infllm_plan res = {};
     llama_infllm_for_each_layer(model, [&](uint32_t il) { res.bytes_cell += bytes_of_cell(model, cparams, il); });
     res.bytes_weights  = bytes_read(model);
-    res.n_cells_train  = model.hparams.n_ctx_train;
+    res.n_cells_train  = llama_infllm_n_ctx_train(&model, &cparams);
     res.n_cells_memory = uint32_t(std::min<uint64_t>(UINT32_MAX, n_cells_memory(model, cparams, params)));
 
     auto fast = params;
-    llama_infllm_divide_fast(model, n_ubatch, fast);
+    llama_infllm_divide_fast(res.n_cells_train, n_ubatch, fast);
     const uint32_t n_fast = llama_infllm_n_cells(&fast, n_ubatch);
     res.n_cells_fast = n_fast;
 
@@ -108,8 +108,7 @@ llama_infllm_plan llama_infllm_plan_cells(
     return res;
 }
 
-void llama_infllm_divide_fast(const llama_model & model, uint32_t n_ubatch, llama_infllm_params & params) {
-    const uint32_t n_ctx_train = model.hparams.n_ctx_train;
+void llama_infllm_divide_fast(uint32_t n_ctx_train, uint32_t n_ubatch, llama_infllm_params & params) {
     if (params.n_local == 0) {
         params.n_local = std::max({ std::min(4096u, n_ctx_train/8), n_ubatch, params.block_size });
     }

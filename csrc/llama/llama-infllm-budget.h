@@ -14,4 +14,4 @@ llama_infllm_plan llama_infllm_plan_cells(
 std::string llama_infllm_divide(const llama_infllm_plan & plan, uint32_t n_ubatch, llama_infllm_params & params);
 
 // as few as find most: what of n_local, topk and max_cached_blocks is automatic follows from the training length
-void llama_infllm_divide_fast(const llama_model & model, uint32_t n_ubatch, llama_infllm_params & params);
+void llama_infllm_divide_fast(uint32_t n_ctx_train, uint32_t n_ubatch, llama_infllm_params & params);

@@ -151,9 +151,6 @@ std::string llama_infllm_resolve_type_store(
 void llama_infllm_add_live   (const llama_kv_cache_infllm * mem);
 void llama_infllm_remove_live(const llama_kv_cache_infllm * mem);
 
-// positions that a sequence can have at all
-uint32_t llama_infllm_n_pos_max(const llama_model & model);
-
 void llama_infllm_set_error(const std::string & msg);
 
 // what f returns; where it throws, `failed`, and llama_infllm_last_error() says why

@@ -19,8 +19,22 @@ struct llama_model;
 
 class llama_infllm_page_control;
 
+// what decides how keys are rotated, of a context; see llama_cparams
+struct llama_infllm_rope_params {
+    float    freq_base;
+    float    freq_scale;
+    float    ext_factor;
+    float    attn_factor;
+    float    beta_fast;
+    float    beta_slow;
+    uint32_t orig_ctx;
+    bool     is_long; // the factors of LongRoPE for long contexts
+};
+
 struct llama_infllm_memory_params {
     llama_infllm_params infllm; // resolved: no automatic values
+
+    llama_infllm_rope_params rope;
 
     ggml_type type_k;
     ggml_type type_v;

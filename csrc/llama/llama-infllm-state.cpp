@@ -13,7 +13,7 @@
 #include <string>
 
 static const char     MAGIC[8] = { 'i', 'n', 'f', 'l', 'l', 'm', 0, 0 };
-static const uint32_t VERSION  = 3;
+static const uint32_t VERSION  = 4;
 
 [[noreturn]] static void refuse(const std::string & why) {
     throw std::runtime_error("the state cannot be loaded: " + why);
@@ -84,8 +84,22 @@ static std::string type_name(uint64_t type) {
     return type < GGML_TYPE_COUNT ? ggml_type_name(ggml_type(type)) : std::to_string(type);
 }
 
+static uint64_t bits_of(float x) {
+    uint32_t res;
+    std::memcpy(&res, &x, sizeof(res));
+    return res;
+}
+
+static std::string float_name(uint64_t bits) {
+    const auto low = uint32_t(bits);
+    float res;
+    std::memcpy(&res, &low, sizeof(res));
+    return ::format("%g", res);
+}
+
 llama_infllm_fingerprint::llama_infllm_fingerprint(const llama_infllm_layers & layers) {
     const auto & prm   = layers.prm.infllm;
+    const auto & rope  = layers.prm.rope;
     const auto & cells = layers.cells;
 
     // what others follow from comes first
@@ -99,6 +113,14 @@ llama_infllm_fingerprint::llama_infllm_fingerprint(const llama_infllm_layers & l
         { "type_v",             uint64_t(layers.prm.type_v), type_name },
         { "type_store",         uint64_t(prm.type_store),    [](uint64_t x) { return llama_infllm_choice_name("type_store", int(x)); } },
         { "rotated values",     layers.prm.rot_v },
+        { "rope_freq_base",     bits_of(rope.freq_base),     float_name },
+        { "rope_freq_scale",    bits_of(rope.freq_scale),    float_name },
+        { "yarn_ext_factor",    bits_of(rope.ext_factor),    float_name },
+        { "yarn_attn_factor",   bits_of(rope.attn_factor),   float_name },
+        { "yarn_beta_fast",     bits_of(rope.beta_fast),     float_name },
+        { "yarn_beta_slow",     bits_of(rope.beta_slow),     float_name },
+        { "yarn_orig_ctx",      rope.orig_ctx },
+        { "long factors of LongRoPE", rope.is_long },
         { "n_init",             cells.n_init },
         { "n_local",            cells.n_local },
         { "block_size",         cells.block_size },

@@ -137,7 +137,7 @@ std::string llama_infllm_why_not(const llama_model & model, const llama_context_
     }
     const uint32_t n_ctx     = cparams.n_ctx == 0 ? model.hparams.n_ctx_train : cparams.n_ctx;
     const uint32_t n_ctx_seq = cparams.kv_unified ? n_ctx : n_ctx/std::max(1u, cparams.n_seq_max);
-    const uint32_t n_pos_max = llama_infllm_n_pos_max(model);
+    const uint32_t n_pos_max = llama_infllm_n_pos_max(&model);
     if (n_ctx_seq > n_pos_max) {
         return ::format("n_ctx = %u gives a sequence more tokens than the %u positions that the model has embeddings for: lower n_ctx",
                 n_ctx, n_pos_max);
@@ -191,6 +191,6 @@ bool llama_infllm_rotates_v(const llama_model & model, ggml_type type_v) {
     return model.hparams.n_embd_head_v()%64 == 0;
 }
 
-uint32_t llama_infllm_n_pos_max(const llama_model & model) {
-    return model.pos_embd ? model.pos_embd->ne[1] : UINT32_MAX;
+uint32_t llama_infllm_n_pos_max(const llama_model * model) {
+    return model->pos_embd ? model->pos_embd->ne[1] : UINT32_MAX;
 }

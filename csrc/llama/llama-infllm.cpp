@@ -63,6 +63,19 @@ static bool has_parts(const llama_infllm_params & params) {
     return params.n_local != 0 || params.topk != 0 || params.max_cached_blocks != 0;
 }
 
+uint32_t llama_infllm_n_ctx_train(const llama_model * model, const llama_context_params * cparams) {
+    const auto & hparams = model->hparams;
+
+    // llama_init_from_model() changes that of the model when a context has been made, and then a second context would be another one
+    const auto  type  = cparams->rope_scaling_type == LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED ? hparams.rope_scaling_type_train : cparams->rope_scaling_type;
+    const float scale = cparams->rope_freq_scale == 0.0f ? hparams.rope_freq_scale_train : cparams->rope_freq_scale;
+    if (type != LLAMA_ROPE_SCALING_TYPE_YARN || scale == hparams.rope_freq_scale_train) {
+        return hparams.n_ctx_train;
+    }
+    const uint32_t n_orig = cparams->yarn_orig_ctx != 0 ? cparams->yarn_orig_ctx : hparams.n_ctx_orig_yarn;
+    return std::min(double(INT32_MAX), double((n_orig != 0 ? n_orig : hparams.n_ctx_train)/scale));
+}
+
 bool llama_infllm_params_resolve(
         const llama_model * model, const llama_context_params * cparams, llama_infllm_params * params) {
     const std::string why_not = llama_infllm_why_not(*model, *cparams);
@@ -72,7 +85,7 @@ bool llama_infllm_params_resolve(
 
     // in 64 bits, so that large values fail a limit below and do not wrap
     const int64_t n_ctx       = get_n_ctx_seq(*model, *cparams);
-    const int64_t n_ctx_train = model->hparams.n_ctx_train;
+    const int64_t n_ctx_train = llama_infllm_n_ctx_train(model, cparams);
     const int64_t n_ubatch    = get_n_ubatch(*model, *cparams);
 
     llama_infllm_params res = *params;
@@ -111,7 +124,7 @@ bool llama_infllm_params_resolve(
             res.budget = 0; // its parts say it now
         }
     }
-    llama_infllm_divide_fast(*model, n_ubatch, res);
+    llama_infllm_divide_fast(n_ctx_train, n_ubatch, res);
     if (n_ubatch > res.n_local) {
         return fail(::format("n_ubatch = %u is larger than n_local = %u: a ubatch must fit in the local window, "
                 "so lower n_ubatch or raise n_local", uint32_t(n_ubatch), res.n_local));
@@ -303,12 +316,22 @@ llama_memory_i * llama_infllm_create_memory(
     try {
         const llama_infllm_memory_params prm = {
             /*.infllm    =*/ request,
+            /*.rope      =*/ {
+                /*.freq_base   =*/ cparams.rope_freq_base,
+                /*.freq_scale  =*/ cparams.rope_freq_scale,
+                /*.ext_factor  =*/ cparams.yarn_ext_factor,
+                /*.attn_factor =*/ cparams.yarn_attn_factor,
+                /*.beta_fast   =*/ cparams.yarn_beta_fast,
+                /*.beta_slow   =*/ cparams.yarn_beta_slow,
+                /*.orig_ctx    =*/ cparams.n_ctx_orig_yarn,
+                /*.is_long     =*/ model.layers[0].rope_long && cparams.n_ctx_seq > cparams.n_ctx_orig_yarn,
+            },
             /*.type_k    =*/ params.type_k,
             /*.type_v    =*/ params.type_v,
             /*.rot_v     =*/ llama_infllm_rotates_v(model, params.type_v),
             /*.offload   =*/ cparams.offload_kqv,
             /*.n_ubatch  =*/ cparams.n_ubatch,
-            /*.n_ctx_seq =*/ std::min(cparams.n_ctx_seq, llama_infllm_n_pos_max(model)),
+            /*.n_ctx_seq =*/ std::min(cparams.n_ctx_seq, llama_infllm_n_pos_max(&model)),
             /*.n_seq_max =*/ cparams.n_seq_max,
         };
 

@@ -171,6 +171,12 @@ LLAMA_API struct llama_infllm_params llama_infllm_default_params(void);
 // returns false on an unknown name or a bad value, see llama_infllm_last_error()
 LLAMA_API bool llama_infllm_params_parse(const char * text, struct llama_infllm_params * params, bool * enabled);
 
+// tokens that the model was trained for, or those that YaRN extends them to when cparams asks for it
+LLAMA_API uint32_t llama_infllm_n_ctx_train(const struct llama_model * model, const struct llama_context_params * cparams);
+
+// positions that the model has embeddings for, UINT32_MAX where these are none: a longer text would end the program
+LLAMA_API uint32_t llama_infllm_n_pos_max(const struct llama_model * model);
+
 // fill in the automatic values and check params against the model and the context parameters
 // returns false when they cannot work, or the model or its types of K and V have no InfLLM memory, see
 // llama_infllm_last_error()

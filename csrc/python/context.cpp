@@ -14,22 +14,10 @@ static const auto t_check_interval = std::chrono::milliseconds(50);
     throw py::error_already_set();
 }
 
-context::context(std::shared_ptr<model> mdl,
-        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, int32_t n_threads, int32_t n_threads_batch,
-        const std::string & type_k, const std::string & type_v, bool offload_kqv, std::optional<bool> flash_attn,
-        const std::optional<llama_infllm_params> & infllm) : mdl(std::move(mdl)) {
-    llama_context_params params = llama_context_default_params();
+context::context(std::shared_ptr<model> mdl, const context_options & options) : mdl(std::move(mdl)) {
+    const auto & infllm = options.infllm;
 
-    params.n_ctx           = n_ctx;
-    params.n_batch         = n_batch;
-    params.n_ubatch        = n_ubatch;
-    params.n_threads       = n_threads;
-    params.n_threads_batch = n_threads_batch;
-    params.type_k          = type_from_name(type_k);
-    params.type_v          = type_from_name(type_v);
-    params.offload_kqv     = offload_kqv;
-    params.flash_attn_type = !flash_attn ? LLAMA_FLASH_ATTN_TYPE_AUTO
-                           : *flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    llama_context_params params = options.to_params();
 
     params.abort_callback      = on_abort_check;
     params.abort_callback_data = this;
@@ -43,6 +31,7 @@ context::context(std::shared_ptr<model> mdl,
         const std::string why = infllm ? llama_infllm_last_error() : "";
         throw std::runtime_error(why.empty() ? log_text() : why);
     }
+    this->mdl->apply_adapter(ptr.get());
 }
 
 template <typename F>
@@ -101,7 +90,10 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
 
     llama_batch batch = llama_batch_get_one(data.data(), data.size());
     batch.logits = flags.data();
+    run(batch);
+}
 
+void context::run(const llama_batch & batch) {
     {
         const auto threading = py::module_::import("threading");
         is_main_thread = threading.attr("current_thread")().is(threading.attr("main_thread")());
@@ -110,11 +102,14 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
 
     is_raised = false;
 
+    // llama_decode() itself sees to models that have no memory
+    const bool is_encoder = llama_model_has_encoder(mdl->get()) && !llama_model_has_decoder(mdl->get());
+
     int32_t rc = 2;
     if (!interrupted) {
         log_clear();
         compute([&] {
-            rc = llama_decode(ptr.get(), batch);
+            rc = is_encoder ? llama_encode(ptr.get(), batch) : llama_decode(ptr.get(), batch);
             llama_synchronize(ptr.get());
         });
     }
@@ -132,7 +127,7 @@ void context::decode(const std::vector<llama_token> & tokens, outputs out) {
         raise(PyExc_MemoryError, why);
     }
     if (rc == 1) {
-        raise(PyExc_MemoryError, "the KV cache has no room for " + std::to_string(data.size()) + " more tokens: use a larger n_ctx");
+        raise(PyExc_MemoryError, "the KV cache has no room for " + std::to_string(batch.n_tokens) + " more tokens: use a larger n_ctx");
     }
     throw std::runtime_error("llama_decode failed with " + std::to_string(rc) + ": " + log_text());
 }
@@ -226,6 +221,27 @@ bool context::restore(const py::bytes & state, int32_t p0) {
         }
     });
     return res;
+}
+
+py::bytes context::get_state() {
+    std::string data;
+    compute([&] {
+        data.resize(llama_state_seq_get_size(ptr.get(), 0));
+        data.resize(llama_state_seq_get_data(ptr.get(), reinterpret_cast<uint8_t *>(&data[0]), data.size(), 0));
+    });
+    return data;
+}
+
+std::string context::set_state(const py::bytes & state) {
+    const auto data = state.cast<std::string_view>();
+    bool ok = false;
+    log_clear();
+    compute([&] { ok = llama_state_seq_set_data(ptr.get(), reinterpret_cast<const uint8_t *>(data.data()), data.size(), 0) > 0; });
+    if (ok) {
+        return "";
+    }
+    const std::string why = llama_infllm_active(ptr.get()) ? llama_infllm_last_error() : "";
+    return !why.empty() ? why : "the state is damaged, or does not fit this context: " + log_text();
 }
 
 void context::save_session(const std::string & path, const std::vector<llama_token> & tokens, const py::bytes & data) {

@@ -42,10 +42,7 @@ private:
 // one llama_context with one sequence; not thread safe, except for stats() and interrupt()
 class context {
 public:
-    context(std::shared_ptr<model> mdl,
-            uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, int32_t n_threads, int32_t n_threads_batch,
-            const std::string & type_k, const std::string & type_v, bool offload_kqv, std::optional<bool> flash_attn,
-            const std::optional<llama_infllm_params> & infllm);
+    context(std::shared_ptr<model> mdl, const context_options & options);
 
     ~context() {
         if (n_forks != process_n_forks()) { // see ~model()
@@ -56,6 +53,8 @@ public:
     context(const context &) = delete;
 
     llama_context * get() const { return ptr.get(); }
+
+    bool has_memory() const { return llama_get_memory(ptr.get()) != nullptr; } // false: what it computes is never added to
 
     enum outputs { OUTPUTS_NONE, OUTPUTS_LAST, OUTPUTS_ALL };
 
@@ -76,6 +75,10 @@ public:
     // in place of those of the last token, for the sampler
     void set_logits(const py::array_t<float, py::array::c_style | py::array::forcecast> & logits);
 
+    // Embeddings of texts: [n_embd] each, or [n_tokens, n_embd] with pooling_type = none. All of them are one batch: at most n_ubatch
+    // tokens, as pooling takes those of one ubatch together, and n_seq_max texts. Nothing is stored afterwards
+    std::vector<py::array_t<float>> embed(const std::vector<std::vector<llama_token>> & texts);
+
     uint32_t n_past() const; // tokens in the memory
 
     // where the ubatches end of a text from p0 to p1, see llama_infllm_ubatch_end()
@@ -95,6 +98,12 @@ public:
 
     // go back to p0 tokens, at which the checkpoint was made; false: it does not fit, nothing is left
     bool restore(const py::bytes & state, int32_t p0);
+
+    // all of the sequence as bytes
+    py::bytes get_state();
+
+    // "", or why they do not fit: then nothing has changed with the InfLLM memory, and all is forgotten without it
+    std::string set_state(const py::bytes & state);
 
     // to and from a file; throw what failed, with nothing changed
     void save_session(const std::string & path, const std::vector<llama_token> & tokens, const py::bytes & data);
@@ -122,6 +131,8 @@ public:
 private:
     // calls f, which computes, without the GIL
     template <typename F> void compute(F f);
+
+    void run(const llama_batch & batch); // throws as decode() does
 
     static bool on_abort_check(void * data);
     static void on_trace(const llama_infllm_trace_event * event, void * data);

@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include "adapter.h"
 #include "device.h"
 #include "log.h"
 
@@ -16,15 +17,43 @@ ggml_type type_from_name(const std::string & name) {
     throw std::invalid_argument("'" + name + "' is no type of ggml");
 }
 
-model::model(const std::string & path, int32_t n_gpu_layers, const std::optional<std::vector<std::string>> & devices,
-        const std::vector<float> & tensor_split, bool use_mmap, bool use_mlock, bool repack, bool no_alloc) {
+llama_context_params context_options::to_params() const {
+    llama_context_params params = llama_context_default_params();
+
+    params.n_ctx             = n_ctx;
+    params.n_batch           = n_batch;
+    params.n_ubatch          = n_ubatch;
+    params.n_seq_max         = n_seq_max;
+    params.n_threads         = n_threads;
+    params.n_threads_batch   = n_threads_batch;
+    params.type_k            = type_from_name(type_k);
+    params.type_v            = type_from_name(type_v);
+    params.offload_kqv       = offload_kqv;
+    params.flash_attn_type   = !flash_attn ? LLAMA_FLASH_ATTN_TYPE_AUTO
+                             : *flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    params.rope_scaling_type = llama_rope_scaling_type(rope_scaling_type);
+    params.rope_freq_base    = rope_freq_base;
+    params.rope_freq_scale   = rope_freq_scale;
+    params.yarn_ext_factor   = yarn_ext_factor;
+    params.yarn_attn_factor  = yarn_attn_factor;
+    params.yarn_beta_fast    = yarn_beta_fast;
+    params.yarn_beta_slow    = yarn_beta_slow;
+    params.yarn_orig_ctx     = yarn_orig_ctx;
+    params.embeddings        = embedding;
+    params.kv_unified        = embedding;
+    params.pooling_type      = static_cast<enum llama_pooling_type>(pooling_type);
+    params.attention_type    = llama_attention_type(attention_type);
+    return params;
+}
+
+model::model(const std::string & path, const model_options & options) : adapter_scale(options.lora_scale) {
     process_set_used();
 
     llama_model_params params = llama_model_default_params();
 
     std::vector<ggml_backend_dev_t> devs; // ends with nullptr
-    if (devices) {
-        for (const auto & name : *devices) {
+    if (options.devices) {
+        for (const auto & name : *options.devices) {
             devs.push_back(find_device(name));
             is_remote |= is_rpc_device(devs.back());
         }
@@ -33,23 +62,30 @@ model::model(const std::string & path, int32_t n_gpu_layers, const std::optional
     }
 
     std::vector<float> split(llama_max_devices(), 0.0f);
-    if (!tensor_split.empty()) {
-        if (tensor_split.size() > split.size()) {
-            throw std::invalid_argument("tensor_split has " + std::to_string(tensor_split.size()) + " values, for at most "
+    if (!options.tensor_split.empty()) {
+        if (options.tensor_split.size() > split.size()) {
+            throw std::invalid_argument("tensor_split has " + std::to_string(options.tensor_split.size()) + " values, for at most "
                 + std::to_string(split.size()) + " devices");
         }
-        std::copy(tensor_split.begin(), tensor_split.end(), split.begin());
+        std::copy(options.tensor_split.begin(), options.tensor_split.end(), split.begin());
         params.tensor_split = split.data();
     }
 
-    params.n_gpu_layers = n_gpu_layers;
-    params.no_alloc     = no_alloc;
-    params.use_extra_bufts = repack;
-    params.load_mode    = no_alloc               ? LLAMA_LOAD_MODE_NONE
-                        : use_mmap && use_mlock  ? LLAMA_LOAD_MODE_MMAP_MLOCK
-                        : use_mmap               ? LLAMA_LOAD_MODE_MMAP
-                        : use_mlock              ? LLAMA_LOAD_MODE_MLOCK
-                                                 : LLAMA_LOAD_MODE_NONE;
+    const auto overrides = overrides_make(path, options.kv_overrides);
+    if (!overrides.empty()) {
+        params.kv_overrides = overrides.data();
+    }
+
+    params.n_gpu_layers    = options.n_gpu_layers;
+    params.split_mode      = llama_split_mode(options.split_mode);
+    params.main_gpu        = options.main_gpu;
+    params.no_alloc        = options.no_alloc;
+    params.use_extra_bufts = options.repack;
+    params.load_mode       = options.no_alloc                       ? LLAMA_LOAD_MODE_NONE
+                           : options.use_mmap && options.use_mlock  ? LLAMA_LOAD_MODE_MMAP_MLOCK
+                           : options.use_mmap                       ? LLAMA_LOAD_MODE_MMAP
+                           : options.use_mlock                      ? LLAMA_LOAD_MODE_MLOCK
+                                                                    : LLAMA_LOAD_MODE_NONE;
 
     py::gil_scoped_release no_gil;
 
@@ -62,6 +98,18 @@ model::model(const std::string & path, int32_t n_gpu_layers, const std::optional
     }
     if (!ptr) {
         throw std::runtime_error(log_text());
+    }
+    // before the first context, whose graphs must have room for it
+    if (!options.lora_path.empty()) {
+        adapter = adapter_load(ptr.get(), options.lora_path);
+    }
+}
+
+void model::apply_adapter(llama_context * ctx) const {
+    if (adapter) {
+        llama_adapter_lora * list[] = { adapter };
+        float scale[]               = { adapter_scale };
+        llama_set_adapters_lora(ctx, list, 1, scale);
     }
 }
 
@@ -169,32 +217,25 @@ std::string model::token_text(llama_token token) const {
     return text ? text : "";
 }
 
-static llama_context_params context_params(
-        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch, const std::string & type_k, const std::string & type_v) {
-    llama_context_params res = llama_context_default_params();
-
-    res.n_ctx    = n_ctx;
-    res.n_batch  = n_batch;
-    res.n_ubatch = n_ubatch;
-    res.type_k   = type_from_name(type_k);
-    res.type_v   = type_from_name(type_v);
-    return res;
+uint32_t model::n_ctx_train(const context_options & options) const {
+    const auto cparams = options.to_params();
+    return llama_infllm_n_ctx_train(ptr.get(), &cparams);
 }
 
-llama_infllm_params model::infllm_resolve(
-        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
-        const std::string & type_k, const std::string & type_v, llama_infllm_params params) const {
-    const auto cparams = context_params(n_ctx, n_batch, n_ubatch, type_k, type_v);
+llama_infllm_params model::infllm_resolve(const context_options & options) const {
+    const auto cparams = options.to_params();
+    auto       params  = options.infllm.value_or(llama_infllm_default_params());
+
     if (!llama_infllm_params_resolve(ptr.get(), &cparams, &params)) {
         throw std::invalid_argument(llama_infllm_last_error());
     }
     return params;
 }
 
-llama_infllm_plan model::infllm_plan(
-        uint32_t n_ctx, uint32_t n_batch, uint32_t n_ubatch,
-        const std::string & type_k, const std::string & type_v, const llama_infllm_params & params) const {
-    const auto cparams = context_params(n_ctx, n_batch, n_ubatch, type_k, type_v);
+llama_infllm_plan model::infllm_plan(const context_options & options) const {
+    const auto cparams = options.to_params();
+    const auto params  = options.infllm.value_or(llama_infllm_default_params());
+
     llama_infllm_plan res;
     if (!llama_infllm_get_plan(ptr.get(), &cparams, &params, &res)) {
         throw std::invalid_argument(llama_infllm_last_error());

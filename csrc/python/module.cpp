@@ -130,12 +130,49 @@ PYBIND11_MODULE(_core, m) {
         .def_property_readonly("selected", [](const trace_event & e) { return as_array(e.selected); })
         .def_property_readonly("scores",   [](const trace_event & e) { return as_array(e.scores); });
 
+    py::class_<model_options>(m, "ModelOptions", py::module_local())
+        .def(py::init([] { return model_options {}; }))
+        .def_readwrite("n_gpu_layers", &model_options::n_gpu_layers)
+        .def_readwrite("devices",      &model_options::devices)
+        .def_readwrite("tensor_split", &model_options::tensor_split)
+        .def_readwrite("split_mode",   &model_options::split_mode)
+        .def_readwrite("main_gpu",     &model_options::main_gpu)
+        .def_readwrite("use_mmap",     &model_options::use_mmap)
+        .def_readwrite("use_mlock",    &model_options::use_mlock)
+        .def_readwrite("repack",       &model_options::repack)
+        .def_readwrite("no_alloc",     &model_options::no_alloc)
+        .def_readwrite("kv_overrides", &model_options::kv_overrides)
+        .def_readwrite("lora_path",    &model_options::lora_path)
+        .def_readwrite("lora_scale",   &model_options::lora_scale);
+
+    py::class_<context_options>(m, "ContextOptions", py::module_local())
+        .def(py::init([] { return context_options {}; }))
+        .def("__copy__", [](const context_options & s) { return s; })
+        .def_readwrite("n_ctx",             &context_options::n_ctx)
+        .def_readwrite("n_batch",           &context_options::n_batch)
+        .def_readwrite("n_ubatch",          &context_options::n_ubatch)
+        .def_readwrite("n_threads",         &context_options::n_threads)
+        .def_readwrite("n_threads_batch",   &context_options::n_threads_batch)
+        .def_readwrite("type_k",            &context_options::type_k)
+        .def_readwrite("type_v",            &context_options::type_v)
+        .def_readwrite("offload_kqv",       &context_options::offload_kqv)
+        .def_readwrite("flash_attn",        &context_options::flash_attn)
+        .def_readwrite("rope_scaling_type", &context_options::rope_scaling_type)
+        .def_readwrite("rope_freq_base",    &context_options::rope_freq_base)
+        .def_readwrite("rope_freq_scale",   &context_options::rope_freq_scale)
+        .def_readwrite("yarn_ext_factor",   &context_options::yarn_ext_factor)
+        .def_readwrite("yarn_attn_factor",  &context_options::yarn_attn_factor)
+        .def_readwrite("yarn_beta_fast",    &context_options::yarn_beta_fast)
+        .def_readwrite("yarn_beta_slow",    &context_options::yarn_beta_slow)
+        .def_readwrite("yarn_orig_ctx",     &context_options::yarn_orig_ctx)
+        .def_readwrite("embedding",         &context_options::embedding)
+        .def_readwrite("pooling_type",      &context_options::pooling_type)
+        .def_readwrite("attention_type",    &context_options::attention_type)
+        .def_readwrite("n_seq_max",         &context_options::n_seq_max)
+        .def_readwrite("infllm",            &context_options::infllm);
+
     py::class_<model, std::shared_ptr<model>>(m, "Model", py::module_local())
-        .def(py::init<const std::string &, int32_t, const std::optional<std::vector<std::string>> &,
-                const std::vector<float> &, bool, bool, bool, bool>(),
-            py::arg("path"), py::arg("n_gpu_layers") = 0, py::arg("devices") = py::none(),
-            py::arg("tensor_split") = std::vector<float>(), py::arg("use_mmap") = true, py::arg("use_mlock") = false, py::arg("repack") = true,
-            py::arg("no_alloc") = false)
+        .def(py::init<const std::string &, const model_options &>(), py::arg("path"), py::arg("options"))
         .def("desc",           &model::desc)
         .def("meta",           &model::meta)
         .def("chat_template",  &model::chat_template,  py::arg("name") = py::none())
@@ -143,11 +180,9 @@ PYBIND11_MODULE(_core, m) {
         .def("detokenize",     &model::detokenize,     py::arg("tokens"), py::arg("remove_special"), py::arg("unparse_special"))
         .def("token_to_piece", &model::token_to_piece, py::arg("token"),  py::arg("special"))
         .def("token_text",     &model::token_text,     py::arg("token"))
-        .def("infllm_resolve", &model::infllm_resolve,
-            py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"), py::arg("type_k"), py::arg("type_v"), py::arg("params"))
-        .def("infllm_plan",    &model::infllm_plan,
-            py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"), py::arg("type_k"), py::arg("type_v"), py::arg("params"))
-        .def("n_ctx_train", [](const model & s) { return llama_model_n_ctx_train(s.get()); })
+        .def("infllm_resolve", &model::infllm_resolve, py::arg("options"))
+        .def("infllm_plan",    &model::infllm_plan,    py::arg("options"))
+        .def("n_ctx_train",    &model::n_ctx_train,    py::arg("options") = context_options())
         .def("n_embd",      [](const model & s) { return llama_model_n_embd     (s.get()); })
         .def("n_layer",     [](const model & s) { return llama_model_n_layer    (s.get()); })
         .def("n_head",      [](const model & s) { return llama_model_n_head     (s.get()); })
@@ -173,6 +208,12 @@ PYBIND11_MODULE(_core, m) {
         })
         .def("add_bos",     [](const model & s) { return llama_vocab_get_add_bos(s.vocab()); })
         .def("is_eog",      [](const model & s, llama_token token) { return llama_vocab_is_eog(s.vocab(), token); }, py::arg("token"))
+        .def("n_pos_max",   [](const model & s) { return llama_infllm_n_pos_max(s.get()); })
+        .def("has_rope",    [](const model & s) {
+            // libllama names a type for BERT, too, whose positions have embeddings
+            return llama_model_rope_type(s.get()) != LLAMA_ROPE_TYPE_NONE && llama_infllm_n_pos_max(s.get()) == UINT32_MAX;
+        })
+        .def("is_recurrent", [](const model & s) { return llama_model_is_recurrent(s.get()) || llama_model_is_hybrid(s.get()); })
         .def("has_decoder", [](const model & s) { return llama_model_has_decoder(s.get()); })
         .def("has_encoder", [](const model & s) { return llama_model_has_encoder(s.get()); });
 
@@ -216,15 +257,14 @@ PYBIND11_MODULE(_core, m) {
         .value("ALL",  context::OUTPUTS_ALL);
 
     ctx
-        .def(py::init<std::shared_ptr<model>, uint32_t, uint32_t, uint32_t, int32_t, int32_t,
-                const std::string &, const std::string &, bool, std::optional<bool>,
-                const std::optional<llama_infllm_params> &>(),
-            py::arg("model"), py::arg("n_ctx"), py::arg("n_batch"), py::arg("n_ubatch"),
-            py::arg("n_threads"), py::arg("n_threads_batch"), py::arg("type_k"), py::arg("type_v"),
-            py::arg("offload_kqv"), py::arg("flash_attn"), py::arg("infllm"))
+        .def(py::init<std::shared_ptr<model>, const context_options &>(), py::arg("model"), py::arg("options"))
         .def("n_ctx",           [](const context & s) { return llama_n_ctx   (s.get()); })
         .def("n_batch",         [](const context & s) { return llama_n_batch (s.get()); })
         .def("n_ubatch",        [](const context & s) { return llama_n_ubatch(s.get()); })
+        .def("n_seq_max",       [](const context & s) { return llama_n_seq_max(s.get()); })
+        .def("pooling_type",    [](const context & s) { return int(llama_pooling_type(s.get())); })
+        .def("has_memory",      &context::has_memory)
+        .def("embed",           &context::embed, py::arg("texts"))
         .def("decode",          &context::decode, py::arg("tokens"), py::arg("outputs"))
         .def("interrupt",       &context::interrupt)
         .def("interrupt_clear", &context::interrupt_clear)
@@ -250,6 +290,8 @@ PYBIND11_MODULE(_core, m) {
         .def("needs_checkpoints", &context::needs_checkpoints)
         .def("checkpoint", &context::checkpoint)
         .def("restore",    &context::restore, py::arg("state"), py::arg("p0"))
+        .def("get_state",  &context::get_state)
+        .def("set_state",  &context::set_state, py::arg("state"))
         .def("save_session", &context::save_session, py::arg("path"), py::arg("tokens"), py::arg("data"))
         .def("load_session", &context::load_session, py::arg("session"))
         .def("copy_state_from", &context::copy_state_from, py::arg("source"))

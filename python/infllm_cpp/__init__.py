@@ -21,7 +21,7 @@ from ._core import DeviceInfo, DeviceLostError, TraceEvent, llama_version, local
 from .async_llama import AsyncLlama
 from .config import InfLLMConfig, InfLLMStats
 from .grammar import LlamaGrammar
-from .llama import Llama
+from .llama import Llama, LlamaState
 from .models import fetch as fetch_demo_model
 
 try:
@@ -47,6 +47,7 @@ __all__ = [
     "InfLLMStats",
     "Llama",
     "LlamaGrammar",
+    "LlamaState",
     "TraceEvent",
     "__version__",
     "fetch_demo_model",

@@ -1,7 +1,7 @@
 """The C API of llama.cpp and of the InfLLM memory, as far as this package uses it."""
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -162,18 +162,53 @@ class TraceEvent:
     def scores(self) -> npt.NDArray[np.float32]:
         """Score of every block, ``[n_blocks]``."""
 
+class ModelOptions:
+    """See `Llama`."""
+
+    n_gpu_layers: int
+    devices: Sequence[str] | None
+    tensor_split: Sequence[float]
+    split_mode: int
+    main_gpu: int
+    use_mmap: bool
+    use_mlock: bool
+    repack: bool
+    no_alloc: bool
+    kv_overrides: Mapping[str, bool | int | float | str]
+    lora_path: str
+    lora_scale: float
+    def __init__(self) -> None: ...
+
+class ContextOptions:
+    """See `Llama`."""
+
+    n_ctx: int
+    n_batch: int
+    n_ubatch: int
+    n_threads: int
+    n_threads_batch: int
+    type_k: str
+    type_v: str
+    offload_kqv: bool
+    flash_attn: bool | None
+    rope_scaling_type: int
+    rope_freq_base: float
+    rope_freq_scale: float
+    yarn_ext_factor: float
+    yarn_attn_factor: float
+    yarn_beta_fast: float
+    yarn_beta_slow: float
+    yarn_orig_ctx: int
+    embedding: bool
+    pooling_type: int
+    attention_type: int
+    n_seq_max: int
+    infllm: InfLLMParams | None
+    def __init__(self) -> None: ...
+    def __copy__(self) -> ContextOptions: ...
+
 class Model:
-    def __init__(
-        self,
-        path: str,
-        n_gpu_layers: int = 0,
-        devices: Sequence[str] | None = None,
-        tensor_split: Sequence[float] = ...,
-        use_mmap: bool = True,
-        use_mlock: bool = False,
-        repack: bool = True,
-        no_alloc: bool = False,
-    ) -> None: ...
+    def __init__(self, path: str, options: ModelOptions) -> None: ...
     def desc(self) -> str: ...
     def meta(self) -> dict[str, str]: ...
     def chat_template(self, name: str | None = None) -> str | None: ...
@@ -181,13 +216,10 @@ class Model:
     def detokenize(self, tokens: Sequence[int], remove_special: bool, unparse_special: bool) -> bytes: ...
     def token_to_piece(self, token: int, special: bool) -> bytes: ...
     def token_text(self, token: int) -> str: ...
-    def infllm_resolve(
-        self, n_ctx: int, n_batch: int, n_ubatch: int, type_k: str, type_v: str, params: InfLLMParams
-    ) -> InfLLMParams: ...
-    def infllm_plan(
-        self, n_ctx: int, n_batch: int, n_ubatch: int, type_k: str, type_v: str, params: InfLLMParams
-    ) -> InfLLMPlan: ...
-    def n_ctx_train(self) -> int: ...
+    def infllm_resolve(self, options: ContextOptions) -> InfLLMParams: ...
+    def infllm_plan(self, options: ContextOptions) -> InfLLMPlan: ...
+    def n_ctx_train(self, options: ContextOptions = ...) -> int:
+        """Training length, which YaRN in the options of a context extends."""
     def n_embd(self) -> int: ...
     def n_layer(self) -> int: ...
     def n_head(self) -> int: ...
@@ -205,6 +237,11 @@ class Model:
         """Tokens before a prefix, a suffix and what is between; -1 where there is none."""
     def add_bos(self) -> bool: ...
     def is_eog(self, token: int) -> bool: ...
+    def n_pos_max(self) -> int:
+        """Positions that there are embeddings for; 2**32 - 1: the model has none."""
+    def has_rope(self) -> bool: ...
+    def is_recurrent(self) -> bool:
+        """Whether some layers are."""
     def has_decoder(self) -> bool: ...
     def has_encoder(self) -> bool: ...
 
@@ -268,23 +305,15 @@ class Context:
         LAST = ...
         ALL = ...
 
-    def __init__(
-        self,
-        model: Model,
-        n_ctx: int,
-        n_batch: int,
-        n_ubatch: int,
-        n_threads: int,
-        n_threads_batch: int,
-        type_k: str,
-        type_v: str,
-        offload_kqv: bool,
-        flash_attn: bool | None,
-        infllm: InfLLMParams | None,
-    ) -> None: ...
+    def __init__(self, model: Model, options: ContextOptions) -> None: ...
     def n_ctx(self) -> int: ...
     def n_batch(self) -> int: ...
     def n_ubatch(self) -> int: ...
+    def n_seq_max(self) -> int: ...
+    def pooling_type(self) -> int: ...
+    def has_memory(self) -> bool: ...
+    def embed(self, texts: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+        """Embeddings of texts that are one batch; nothing is stored afterwards."""
     def decode(self, tokens: Sequence[int], outputs: Outputs) -> None: ...
     def interrupt(self) -> None: ...
     def interrupt_clear(self) -> None: ...
@@ -313,6 +342,9 @@ class Context:
     def set_replay(self, selections: npt.NDArray[np.int32]) -> None:
         """Select these blocks, ``[n_step, n_layer, topk]``, a step per ubatch, over and over; empty: end."""
 
+    def get_state(self) -> bytes: ...
+    def set_state(self, state: bytes) -> str:
+        """Why the state does not fit; ``""``: it is loaded."""
     def save_session(self, path: str, tokens: Sequence[int], data: bytes) -> None: ...
     def load_session(self, session: Session) -> None: ...
     def copy_state_from(self, source: Context) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import _core
+from ._choices import SPLIT_MODES, choice
+from ._loading import check_int
 
 _TIMEOUT = 10.0  # seconds until a server has to answer
 
@@ -64,6 +66,42 @@ def choose_devices(
             'and install with its backend, such as CMAKE_ARGS="-DGGML_CUDA=ON" pip install'
         )
     return n_gpu_layers, names if chosen else None
+
+
+def choose_split(
+    split_mode: str | int | None, main_gpu: int, names: list[str] | None, infllm: bool
+) -> tuple[int, int]:
+    """Resolve `split_mode` and `main_gpu` of `Llama`, for the names that `choose_devices` returned.
+
+    Returns
+    -------
+    split_mode, main_gpu : int
+        For ``llama_model_params``. Where there is nothing to split, whole layers.
+
+    Raises
+    ------
+    TypeError, ValueError
+        When one is unknown or out of range, `main_gpu` has no effect, or `infllm`, the InfLLM memory, cannot
+        have layers so split.
+    """
+    mode = choice("split_mode", split_mode, SPLIT_MODES, SPLIT_MODES["layer"])
+    check_int("main_gpu", main_gpu, 0, 2**31 - 1)
+    if infllm and mode in (SPLIT_MODES["row"], SPLIT_MODES["tensor"]):
+        raise ValueError(
+            f"split_mode = {split_mode!r} cuts layers into pieces, but the InfLLM memory keeps K and V of a "
+            "layer on one device: use split_mode = 'layer', or infllm = None"
+        )
+    if main_gpu != 0 and mode in (SPLIT_MODES["layer"], SPLIT_MODES["tensor"]):
+        raise ValueError(
+            f"main_gpu = {main_gpu} has no effect with split_mode = {split_mode!r}: use split_mode = 'none'"
+        )
+    if names is None:
+        names = [device.name for device in _core.local_devices()]
+    if main_gpu >= max(1, len(names)):
+        raise ValueError(
+            f"main_gpu = {main_gpu} is out of range: the devices are {', '.join(names) or 'none, use 0'}"
+        )
+    return (mode if names else SPLIT_MODES["layer"]), main_gpu
 
 
 def _rpc_devices(server: str) -> list[_core.DeviceInfo]:

@@ -10,7 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ._model_changes import ModelChanges
 from ._sessions import open_session
+
+ModelKey = tuple[str, ModelChanges]  # digest of its file, and what makes another model of it
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class _Entry:
 
     version: tuple[int, int]
     tokens: npt.NDArray[np.int32]  # empty where it is no session, or of no use
-    model_id: str
+    model: ModelKey | None
 
 
 class SessionLibrary:
@@ -43,13 +46,13 @@ class SessionLibrary:
             )
         self._entries: dict[Path, _Entry] = {}
 
-    def longest(self, prompt: Sequence[int], model_id: str) -> tuple[Path | None, int]:
+    def longest(self, prompt: Sequence[int], model: ModelKey) -> tuple[Path | None, int]:
         """The session of this model that has most of the beginning of a prompt, and how many tokens."""
         self._look()
         wanted = np.asarray(prompt, dtype=np.int32)
         best: tuple[Path | None, int] = (None, 0)
         for path, entry in self._entries.items():
-            n = min(len(entry.tokens), len(wanted)) if entry.model_id == model_id else 0
+            n = min(len(entry.tokens), len(wanted)) if entry.model == model else 0
             different = np.flatnonzero(entry.tokens[:n] != wanted[:n])
             n = int(different[0]) if different.size else n
             if n > best[1]:
@@ -59,7 +62,7 @@ class SessionLibrary:
     def leave_out(self, path: Path) -> None:
         """Forget what a file has, until it changes."""
         if entry := self._entries.get(path):
-            self._entries[path] = _Entry(entry.version, entry.tokens[:0], "")
+            self._entries[path] = _Entry(entry.version, entry.tokens[:0], None)
 
     def _look(self) -> None:
         entries = {}
@@ -78,5 +81,6 @@ def _read(path: Path, version: tuple[int, int]) -> _Entry:
     try:
         session, notes = open_session(path)
     except ValueError:  # something else
-        return _Entry(version, np.empty(0, dtype=np.int32), "")
-    return _Entry(version, np.asarray(session.tokens(), dtype=np.int32), notes.model_id)
+        return _Entry(version, np.empty(0, dtype=np.int32), None)
+    tokens = np.asarray(session.tokens(), dtype=np.int32)
+    return _Entry(version, tokens, (notes.model_id, notes.changes))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -31,26 +31,32 @@ _KV_NUMBERS: dict[int, KVType] = {
 
 _N_UBATCH = 512
 
+_NO_TEXT = (
+    "{} is not a decoder-only model: it cannot generate text here (embeddings: embedding=True, infllm=None)"
+)
 
-def load_model(
-    path: str | os.PathLike[str],
-    *,
-    n_gpu_layers: int = 0,
-    devices: Sequence[str] | None = None,
-    tensor_split: Sequence[float] | None = None,
-    use_mmap: bool = True,
-    use_mlock: bool = False,
-    repack: bool = True,
-    no_alloc: bool = False,
-) -> _core.Model:
-    """Load a GGUF file; with `no_alloc` its metadata and vocabulary alone. Errors: see `Llama`."""
+
+def load_model(path: str | os.PathLike[str], **options: Any) -> _core.Model:
+    """Load a GGUF file.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+    **options
+        Of `_core.ModelOptions`; with ``no_alloc=True`` metadata and vocabulary alone are loaded.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, PermissionError, ValueError, DeviceLostError
+        As `Llama`.
+    """
     _core.process_check()
     path = os.path.expanduser(path)
     check_gguf(path)
+    values = _core.ModelOptions()
+    _set(values, options)
     try:
-        return _core.Model(
-            str(Path(path)), n_gpu_layers, devices, tensor_split or (), use_mmap, use_mlock, repack, no_alloc
-        )
+        return _core.Model(str(Path(path)), values)
     except _core.DeviceLostError:
         raise
     except RuntimeError as err:
@@ -59,45 +65,55 @@ def load_model(
         ) from None
 
 
-def resolve_infllm(
+def context_options(n_batch: int, types: tuple[KVType, KVType], **values: Any) -> _core.ContextOptions:
+    """What contexts of any length have in common: `types` of K and V, `values` of `_core.ContextOptions`."""
+    res = _core.ContextOptions()
+    res.n_batch = n_batch
+    res.type_k, res.type_v = types
+    _set(res, values)
+    return res
+
+
+def resolve_context(
     model: _core.Model,
     config: InfLLMConfig | None,
     n_ctx: int,
-    n_batch: int,
     n_ubatch: int | None,
-    type_k: KVType,
-    type_v: KVType,
-) -> tuple[_core.InfLLMParams | None, int]:
-    """Fill in automatic values, of `n_ubatch` too; ValueError when the parameters cannot work."""
-    n_ubatch_auto = min(_N_UBATCH, n_batch)
-    if config is None:
-        return None, min(n_ubatch or n_ubatch_auto, n_batch)
+    base: _core.ContextOptions,
+) -> _core.ContextOptions:
+    """The options of a context of `n_ctx` tokens, with automatic values filled in.
 
-    params = config._to_params(kv_bytes_per_token(model, type_k, type_v))
-    if n_ubatch is None:
-        # the local window is known only when resolved, and bounds n_ubatch
-        n_local = model.infllm_resolve(n_ctx, n_batch, 1, type_k, type_v, params).n_local
-        n_ubatch = min(n_ubatch_auto, n_local)
-    n_ubatch = min(n_ubatch, n_batch)
-    return model.infllm_resolve(n_ctx, n_batch, n_ubatch, type_k, type_v, params), n_ubatch
+    Raises
+    ------
+    ValueError
+        When the parameters cannot work.
+    """
+    res = copy.copy(base)
+    res.n_ctx = n_ctx
+    n_ubatch_auto = min(_N_UBATCH, res.n_batch)
+    if config is not None:
+        res.infllm = config._to_params(kv_bytes_per_token(model, base.type_k, base.type_v))
+        if n_ubatch is None:
+            # the local window is known only when resolved, and bounds n_ubatch
+            res.n_ubatch = 1
+            n_ubatch_auto = min(n_ubatch_auto, model.infllm_resolve(res).n_local)
+    res.n_ubatch = min(n_ubatch or n_ubatch_auto, res.n_batch)
+    if config is not None:
+        res.infllm = model.infllm_resolve(res)
+    return res
 
 
 def context_sizes(
-    model: _core.Model,
-    config: InfLLMConfig,
-    n_batch: int,
-    n_ubatch: int | None,
-    type_k: KVType,
-    type_v: KVType,
+    model: _core.Model, config: InfLLMConfig, n_ubatch: int | None, base: _core.ContextOptions
 ) -> ContextSizes:
     """What ``n_ctx=0`` means with the method; ValueError when the parameters cannot work at any length."""
-    n_ctx_train = model.n_ctx_train()
+    n_ctx_train = model.n_ctx_train(base)
 
     def limit(n_ctx: int) -> int:
-        params, n_ubatch_used = resolve_infllm(model, config, n_ctx, n_batch, n_ubatch, type_k, type_v)
-        assert params is not None
-        n_cells = _core.infllm_n_cells(params, n_ubatch_used)
-        return context_limit(model, params, n_cells, type_k, type_v)
+        options = resolve_context(model, config, n_ctx, n_ubatch, base)
+        assert options.infllm is not None
+        n_cells = _core.infllm_n_cells(options.infllm, options.n_ubatch)
+        return context_limit(model, options.infllm, n_cells, options.type_k, options.type_v)
 
     n_max = limit(n_ctx_train)
     if n_max > n_ctx_train:
@@ -109,34 +125,15 @@ def context_sizes(
     return ContextSizes(n_ctx_train, n_max)
 
 
-def make_context(
-    model: _core.Model,
-    n_ctx: int,
-    n_batch: int,
-    n_ubatch: int,
-    n_threads: int,
-    n_threads_batch: int,
-    type_k: KVType,
-    type_v: KVType,
-    offload_kqv: bool,
-    flash_attn: bool | None,
-    params: _core.InfLLMParams | None,
-) -> _core.Context:
-    """A context with the method if there are `params`, else without it. Errors: see `Llama`."""
-    try:
-        return _core.Context(
-            model,
-            n_ctx,
-            n_batch,
-            n_ubatch,
-            n_threads,
-            n_threads_batch,
-            type_k,
-            type_v,
-            offload_kqv,
-            flash_attn,
-            params,
+def make_context(model: _core.Model, options: _core.ContextOptions) -> _core.Context:
+    """A context with the method if there are parameters of it, else without it. Errors: see `Llama`."""
+    n_ctx = options.n_ctx
+    if n_ctx > model.n_pos_max():
+        raise ValueError(
+            f"n_ctx = {n_ctx} is more than the model has embeddings of positions for: {model.n_pos_max()}"
         )
+    try:
+        ctx = _core.Context(model, options)
     except _core.DeviceLostError:
         raise
     except RuntimeError as err:
@@ -144,6 +141,14 @@ def make_context(
         if "alloc" in reason:
             raise MemoryError(f"n_ctx = {n_ctx} needs more memory than there is ({reason})") from None
         raise RuntimeError(f"no context of n_ctx = {n_ctx} can be made: {reason}") from None
+    if not ctx.has_memory() and not options.embedding:
+        raise ValueError(_NO_TEXT.format("the model"))
+    return ctx
+
+
+def _set(options: object, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(options, name, value)
 
 
 def _reason(log: str) -> str:
@@ -171,7 +176,7 @@ def check_context(
 def check_decoder(model: _core.Model, path: str) -> None:
     """ValueError unless a model can generate text here."""
     if not model.has_decoder() or model.has_encoder():
-        raise ValueError(f"{path} is not a decoder-only model: it cannot generate text here")
+        raise ValueError(_NO_TEXT.format(path))
 
 
 def check_range(name: str, value: float | None, low: float, high: float) -> None:

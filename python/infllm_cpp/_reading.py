@@ -31,6 +31,8 @@ _N_ANSWER = 512  # tokens: where the context follows the text, answers up to her
 class Reader:
     """The part of `Llama` that holds the context: one call computes at a time."""
 
+    _embedding: bool  # it computes embeddings, and stores nothing
+
     def __init__(
         self,
         model: _core.Model,
@@ -293,6 +295,7 @@ class Reader:
         begin: int | None = None,
     ) -> npt.NDArray[np.float32] | None:
         """As `eval`; `begin`: where the text begins that the tokens end, if some of it is stored."""
+        self._check_for_text()
         n_total = len(tokens)
         p0 = len(self._tokens)
         p1 = p0 + n_total
@@ -365,7 +368,14 @@ class Reader:
         with self._changing():
             return self._prefill(tokens, progress or self.progress)
 
+    def _check_for_text(self) -> None:
+        if self._embedding:
+            raise RuntimeError(
+                "this Llama was made with embedding=True, for embeddings alone: make another one for text"
+            )
+
     def _check_prompt(self, tokens: list[int]) -> None:
+        self._check_for_text()
         if not tokens:
             raise ValueError("the prompt is empty: give at least one token")
         if len(tokens) > self._n_ctx:

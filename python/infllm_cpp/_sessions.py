@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 from . import _core
 from ._checkpoints import Checkpoints
 from ._generation import Generator
+from ._model_changes import ModelChanges, file_id
 from ._reading import ProgressCallback
+from ._rope import RopeOptions
 from ._stored import StoredTokens, n_common
 from .config import InfLLMConfig
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 _N_WORTH = 256  # tokens: a session is loaded for a prompt if it saves reading so many
 _PARTS = ("n_local", "topk", "max_cached_blocks")  # of a budget
-_N_PIECES, _PIECE = 16, 1 << 16  # of a model's file that are looked at
 
 
 @dataclass
@@ -37,6 +38,8 @@ class SessionNotes:
     types: list[str]  # of K and V
     asked: dict[str, Any]  # parameters that were given: names of `Llama`, and those of InfLLMConfig
     texts: list[list[int]]
+    changes: ModelChanges = field(default_factory=ModelChanges)
+    rope: dict[str, float] = field(default_factory=dict)  # parameters that were given
     data: Any = None
     checkpoints: dict[int, bytes] = field(default_factory=dict)
 
@@ -64,6 +67,7 @@ class SessionNotes:
                 checkpoints[int(n)] = data[begin : begin + size]
                 begin += size
             values["checkpoints"] = checkpoints
+            values["changes"] = ModelChanges(**values["changes"])
             return cls(**values)
         except (ValueError, TypeError, KeyError) as err:
             raise ValueError(
@@ -89,17 +93,6 @@ def open_session(path: str | os.PathLike[str]) -> tuple[_core.Session, SessionNo
         return session, SessionNotes.decode(session.data())
     except ValueError as err:
         raise ValueError(f"{path}: {err}") from err
-
-
-def model_id(path: str | os.PathLike[str]) -> str:
-    """A digest of parts of a model's file: other weights, another digest."""
-    size = os.path.getsize(path)
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as file:
-        for i in range(_N_PIECES):
-            file.seek(i * max(size - _PIECE, 0) // (_N_PIECES - 1))
-            digest.update(file.read(_PIECE))
-    return digest.hexdigest()
 
 
 def check_output(llm: Generator, path: Path) -> None:
@@ -131,6 +124,8 @@ class SessionOwner(Generator):
     model_path: str
     _kv_types: tuple[Any, Any]
     _asked: dict[str, Any]
+    _changes: ModelChanges
+    _rope: RopeOptions
     _library: SessionLibrary | None
     _model_id: str | None = None
 
@@ -157,19 +152,27 @@ class SessionOwner(Generator):
             When the file cannot be written; then nothing has changed.
         """
         with self._computing():
-            notes = SessionNotes(
-                model_path=os.path.abspath(self.model_path),
-                model_name=self._model.meta().get("general.name", Path(self.model_path).name),
-                model_id=self._get_model_id(),
-                n_ctx=self._ctx.n_ctx(),
-                config=asdict(_config(self)),
-                types=list(self._kv_types),
-                asked=self._asked,
-                texts=self._stored.texts(),
-                data=data,
-                checkpoints=self._checkpoints.states(),
-            )
-            self._ctx.save_session(os.path.expanduser(os.fspath(path)), self._tokens, notes.encode())
+            _config(self)
+            notes = self._notes(data).encode()
+            self._ctx.save_session(os.path.expanduser(os.fspath(path)), self._tokens, notes)
+
+    def _notes(self, data: Any) -> SessionNotes:
+        """What is kept beside K and V; without the InfLLM memory there is no `config`."""
+        params = self._ctx.infllm_params()
+        return SessionNotes(
+            model_path=os.path.abspath(self.model_path),
+            model_name=self._model.meta().get("general.name", Path(self.model_path).name),
+            model_id=self._get_model_id(),
+            n_ctx=self._ctx.n_ctx(),
+            config=asdict(InfLLMConfig._from_params(params)) if params else {},
+            types=list(self._kv_types),
+            asked=self._asked,
+            changes=self._changes,
+            rope=self._rope.changes(),
+            texts=self._stored.texts(),
+            data=data,
+            checkpoints=self._checkpoints.states(),
+        )
 
     def load_session(self, path: str | os.PathLike[str], verify: bool = False) -> Any:
         """Become what was saved by `save_session`: the next tokens are those that would have followed there.
@@ -210,27 +213,44 @@ class SessionOwner(Generator):
     def _load(self, path: str | os.PathLike[str], session: _core.Session, notes: SessionNotes) -> None:
         """Load a session that is open."""
         name = os.fspath(path)
+        self._check_notes(name, notes)
+        try:
+            self._replace(session.info().n_tokens, notes, lambda ctx: ctx.load_session(session))
+        except ValueError as err:
+            raise ValueError(f"{name}: {err}") from err
+        self._restore_notes(session.tokens(), notes)
+
+    def _check_notes(self, name: str, notes: SessionNotes) -> None:
+        """ValueError where `name`, a session or a state, is of another model."""
         if notes.model_id != self._get_model_id():
             raise ValueError(f"{name} was saved with another model, {notes.model_name}: {notes.model_path}")
+        if notes.changes != self._changes:
+            raise ValueError(f"{name} was saved {notes.changes}, this Llama is {self._changes}")
+
+    def _replace(self, n_tokens: int, notes: SessionNotes, load: Callable[[_core.Context], None]) -> None:
+        """Load `n_tokens` tokens into the context, or one of the notes' kind where it follows the text."""
         following = self._following
         size = following.size if following else 0
-        n_tokens = max(session.info().n_tokens, min(notes.n_ctx, self._model.n_ctx_train() + 1))
+        n_tokens = max(n_tokens, min(notes.n_ctx, self._model.n_ctx_train() + 1))
         ctx = following.resize(min(n_tokens, self._n_ctx), shrink=True) if following else None
         try:
-            (ctx or self._ctx).load_session(session)
-        except ValueError as err:
+            load(ctx or self._ctx)
+        except BaseException:
             if following:
                 following.size = size
-            raise ValueError(f"{name}: {err}") from err
+            raise
         if ctx:
             self._take(ctx)
+
+    def _restore_notes(self, tokens: list[int], notes: SessionNotes) -> None:
+        """What the tokens, which are in the context now, were read as."""
         self._has_logits = False
-        self._stored = StoredTokens.of(session.tokens(), notes.texts)
+        self._stored = StoredTokens.of(tokens, notes.texts)
         self._checkpoints = Checkpoints.of(notes.checkpoints)
 
     def _get_model_id(self) -> str:
         if self._model_id is None:
-            self._model_id = model_id(self.model_path)
+            self._model_id = file_id(self.model_path)
         return self._model_id
 
     def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
@@ -242,7 +262,7 @@ class SessionOwner(Generator):
         """Load the session that has more of a prompt than what is stored, if there is one."""
         n_stored = n_common(self._tokens, tokens)
         while True:
-            path, n = library.longest(tokens, self._get_model_id())
+            path, n = library.longest(tokens, (self._get_model_id(), self._changes))
             if path is None or n < n_stored + _N_WORTH:
                 return
             try:

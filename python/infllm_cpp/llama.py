@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core, models
 from ._completions import Completer, CompletionOptions
-from ._devices import choose_devices
+from ._devices import choose_devices, choose_split
+from ._embedding import Embedder, check_embedder, check_embedding, make_embedding_context
 from ._following import FollowingContext
 from ._library import SessionLibrary
 from ._loading import (
@@ -17,28 +18,46 @@ from ._loading import (
     check_decoder,
     check_int,
     check_range,
+    context_options,
     context_sizes,
     load_model,
     make_context,
-    resolve_infllm,
+    resolve_context,
 )
+from ._model_changes import MetadataValue, ModelChanges
 from ._reading import ProgressCallback, Reader, TraceCallback
+from ._rope import RopeOptions
 from ._sessions import session_config
+from ._state import LlamaState, StateOwner
 from ._threads import default_n_threads
+from ._unsupported import refuse_unsupported
 from .config import InfLLMConfig
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["CompletionOptions", "KVType", "Llama", "ProgressCallback", "TraceCallback"]
+__all__ = ["CompletionOptions", "KVType", "Llama", "LlamaState", "ProgressCallback", "TraceCallback"]
 
 _INFLLM_DEFAULT = InfLLMConfig()
 
 # what a fork has from the first one, beside the context
-_ATTRIBUTES = ("model_path", "verbose", "chat_template", "parse_special", "_seed", "_kv_types", "_make")
+_ATTRIBUTES = (
+    "model_path",
+    "verbose",
+    "chat_template",
+    "parse_special",
+    "_seed",
+    "_kv_types",
+    "_asked",
+    "_changes",
+    "_rope",
+    "_embedding",
+    "_library",
+    "_make",
+)
 
 
-class Llama(Completer):
+class Llama(Embedder, StateOwner, Completer):
     """A GGUF model and a context of one sequence.
 
     Names and meaning of parameters and methods follow llama-cpp-python where it has them.
@@ -66,6 +85,18 @@ class Llama(Completer):
         same llama.cpp release, and be trusted: nothing is encrypted.
     tensor_split : sequence of float or None
         Share of the layers for each device; ``None``: by free memory.
+    split_mode : {"layer", "none", "row", "tensor"}
+        What goes to each device: whole layers; all to `main_gpu`; pieces of layers, which the InfLLM memory
+        does not work with. The numbers in ``llama.h`` will do. Without a device nothing is split.
+    main_gpu : int
+        The device that has all with ``split_mode="none"``, counted from 0.
+    kv_overrides : mapping or None
+        Metadata in place of that in the GGUF: names such as ``"llama.rope.freq_base"`` to values of the type
+        that the file has there. What the loader of the model does not ask for has no effect.
+    lora_path : str, os.PathLike or None
+        A GGUF file with a LoRA adapter for the model.
+    lora_scale : float
+        How much of it is added to the weights.
     infllm : InfLLMConfig or None
         The InfLLM memory; ``None``: plain llama.cpp. This argument alone decides: the environment variable
         ``LLAMA_INFLLM``, which is for other programs, is ignored.
@@ -82,6 +113,24 @@ class Llama(Completer):
         Keep K and V on the device of their layer.
     flash_attn : bool or None
         Flash attention; ``None``: where the device has it. The InfLLM memory needs it.
+    rope_scaling_type : {"none", "linear", "yarn", "longrope"} or None
+        How RoPE is stretched; ``None``, or -1: as the model says. The numbers in ``llama.h`` will do.
+    rope_freq_base, rope_freq_scale : float
+        Base of RoPE's frequencies, and what they are multiplied by: 0.5 for texts of twice the training
+        length. 0: as the model says.
+    yarn_ext_factor, yarn_attn_factor, yarn_beta_fast, yarn_beta_slow : float
+        Of YaRN (arXiv 2309.00071): the share of extrapolation, a factor of the magnitude where llama.cpp
+        does not compute it, and the limits of the ramp. Below 0: as the model says.
+    yarn_orig_ctx : int
+        Training length that YaRN extends, tokens; 0: as the model says. With another scale than the model's
+        the training length is this one divided by `rope_freq_scale`, for the InfLLM memory, too.
+    embedding : bool
+        Compute embeddings (`embed`, `create_embedding`) and nothing else; needs ``infllm=None``. A text has
+        at most `n_batch` tokens then. For encoders such as BERT, too.
+    pooling_type : {"none", "mean", "cls", "last"} or None
+        How embeddings of tokens become one of a text; ``None``, or -1: as the model says.
+    attention_type : {"causal", "non-causal"} or None
+        Whether a token sees those after it in embeddings; ``None``, or -1: as the model says.
     chat_template : str or None
         Jinja template to use instead of the one in the GGUF.
     parse_special : bool
@@ -96,16 +145,20 @@ class Llama(Completer):
         Print llama.cpp's log to stderr. The log is one for the process: the last `Llama` made decides.
     progress : callable or None
         ``progress(n_done, n_total)`` after every batch of a prompt, tokens.
+    **unsupported
+        Other parameters of llama-cpp-python, at their defaults there.
 
     Raises
     ------
     FileNotFoundError, IsADirectoryError, PermissionError
-        When `model_path` cannot be read.
+        When `model_path` or `lora_path` cannot be read.
     NotADirectoryError
         When `session_dir` is no folder.
+    TypeError
+        When a parameter is of a wrong type, unknown or not supported.
     ValueError
-        When the file is not a GGUF model or is damaged, or when parameters are out of range or contradict
-        each other.
+        When the file is not a GGUF model or is damaged, when an adapter does not fit the model, or when
+        parameters are out of range or contradict each other.
     RuntimeError
         When `n_gpu_layers` is not 0 and there is no GPU, or the context cannot be made.
     ConnectionError
@@ -146,6 +199,11 @@ class Llama(Completer):
         devices: Sequence[str] | None = None,
         rpc_servers: Sequence[str] = (),
         tensor_split: Sequence[float] | None = None,
+        split_mode: str | int = "layer",
+        main_gpu: int = 0,
+        kv_overrides: Mapping[str, MetadataValue] | None = None,
+        lora_path: str | os.PathLike[str] | None = None,
+        lora_scale: float = 1.0,
         infllm: InfLLMConfig | None = _INFLLM_DEFAULT,
         seed: int = _core.DEFAULT_SEED,
         type_k: KVType | int | None = "f16",
@@ -155,13 +213,26 @@ class Llama(Completer):
         repack: bool = True,
         offload_kqv: bool = True,
         flash_attn: bool | None = None,
+        rope_scaling_type: str | int | None = None,
+        rope_freq_base: float = 0.0,
+        rope_freq_scale: float = 0.0,
+        yarn_ext_factor: float = -1.0,
+        yarn_attn_factor: float = -1.0,
+        yarn_beta_fast: float = -1.0,
+        yarn_beta_slow: float = -1.0,
+        yarn_orig_ctx: int = 0,
+        embedding: bool = False,
+        pooling_type: str | int | None = None,
+        attention_type: str | int | None = None,
         chat_template: str | None = None,
         parse_special: bool = False,
         session: str | os.PathLike[str] | None = None,
         session_dir: str | os.PathLike[str] | None = None,
         verbose: bool = False,
         progress: ProgressCallback | None = None,
+        **unsupported: Any,
     ) -> None:
+        refuse_unsupported(unsupported)
         type_k, type_v = check_context(n_ctx, n_batch, n_ubatch, type_k, type_v)
         check_int("n_threads", n_threads, 1, 512)
         check_int("n_threads_batch", n_threads_batch, 1, 512)
@@ -173,7 +244,20 @@ class Llama(Completer):
             raise TypeError(f"infllm = {infllm!r} is neither an InfLLMConfig nor None")
         if session is not None and infllm is not None:
             infllm = session_config(session, infllm)
+        pooling, attention = check_embedding(embedding, pooling_type, attention_type, infllm is not None)
+        rope = RopeOptions.check(
+            rope_scaling_type,
+            rope_freq_base,
+            rope_freq_scale,
+            yarn_ext_factor,
+            yarn_attn_factor,
+            yarn_beta_fast,
+            yarn_beta_slow,
+            yarn_orig_ctx,
+        )
+        changes = ModelChanges.check(lora_path, lora_scale, kv_overrides)
         n_gpu_layers, device_names = choose_devices(n_gpu_layers, devices, rpc_servers)
+        split, main_gpu = choose_split(split_mode, main_gpu, device_names, infllm is not None)
 
         self.model_path = os.path.expanduser(os.fspath(model_path))
         self.verbose = verbose
@@ -181,6 +265,9 @@ class Llama(Completer):
         self.parse_special = parse_special
         self._seed = seed
         self._kv_types = (type_k, type_v)
+        self._changes = changes
+        self._rope = rope
+        self._embedding = embedding
         self._asked = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": n_ubatch}
         self._asked.update(infllm._changes() if infllm else {})
         self._library = None if session_dir is None else SessionLibrary(session_dir)
@@ -190,36 +277,46 @@ class Llama(Completer):
             model_path,
             n_gpu_layers=n_gpu_layers,
             devices=device_names,
-            tensor_split=tensor_split,
+            tensor_split=tensor_split or (),
+            split_mode=split,
+            main_gpu=main_gpu,
             use_mmap=use_mmap,
             use_mlock=use_mlock,
             repack=repack,
+            kv_overrides=changes.kv_overrides,
+            lora_path=changes.lora_path,
+            lora_scale=changes.lora_scale,
         )
-        check_decoder(model, self.model_path)
+        if embedding:
+            check_embedder(model, self.model_path)
+        else:
+            check_decoder(model, self.model_path)
+        rope.check_model(model)
         n_threads = n_threads or default_n_threads()
+        base = context_options(
+            n_batch,
+            (type_k, type_v),
+            n_threads=n_threads,
+            n_threads_batch=n_threads_batch or n_threads,
+            offload_kqv=offload_kqv,
+            flash_attn=flash_attn,
+            embedding=embedding,
+            pooling_type=pooling,
+            attention_type=attention,
+            **vars(rope),
+        )
 
         def make(size: int) -> _core.Context:
-            params, n_ubatch_used = resolve_infllm(model, infllm, size, n_batch, n_ubatch, type_k, type_v)
-            return make_context(
-                model,
-                size,
-                n_batch,
-                n_ubatch_used,
-                n_threads,
-                n_threads_batch or n_threads,
-                type_k,
-                type_v,
-                offload_kqv,
-                flash_attn,
-                params,
-            )
+            if embedding:
+                return make_embedding_context(model, base, size, n_ubatch)
+            return make_context(model, resolve_context(model, infllm, size, n_ubatch, base))
 
         if n_ctx == 0 and infllm is not None:
-            sizes = context_sizes(model, infllm, n_batch, n_ubatch, type_k, type_v)
+            sizes = context_sizes(model, infllm, n_ubatch, base)
             following = FollowingContext(sizes, make)
             super().__init__(model, following.first(), sizes.limit, progress, following)
         else:
-            n_ctx = n_ctx or model.n_ctx_train()
+            n_ctx = n_ctx or model.n_ctx_train(base)
             super().__init__(model, make(n_ctx), n_ctx, progress)
         self._make = make
         if session is not None:
@@ -260,17 +357,7 @@ class Llama(Completer):
         """
         with self._computing():
             res = object.__new__(type(self))
-            for name in (
-                "model_path",
-                "verbose",
-                "chat_template",
-                "parse_special",
-                "_seed",
-                "_kv_types",
-                "_asked",
-                "_library",
-                "_make",
-            ):
+            for name in _ATTRIBUTES:
                 setattr(res, name, getattr(self, name))
             following = self._following and self._following.fork()
             ctx = self._make(following.size if following else self._n_ctx)

@@ -99,8 +99,8 @@ MODELS = {
 """Models that `infllm fetch` knows, by the names that it and ``-m`` take."""
 
 
-def check_gguf(path: str | os.PathLike[str]) -> None:
-    """Raise unless `path` can be read and begins as a GGUF file.
+def check_gguf(path: str | os.PathLike[str], what: str = "model file") -> None:
+    """Raise unless `path`, which is `what` in the sentence, can be read and begins as a GGUF file.
 
     Raises
     ------
@@ -108,16 +108,18 @@ def check_gguf(path: str | os.PathLike[str]) -> None:
     """
     name = os.fspath(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"model file {name} does not exist")
+        raise FileNotFoundError(f"{what} {name} does not exist")
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{name} is a directory: give the GGUF file in it")
+        raise IsADirectoryError(f"{what} {name} is a directory: give the GGUF file in it")
     try:
         with open(path, "rb") as file:
             magic = file.read(len(_GGUF_MAGIC))
     except PermissionError:
-        raise PermissionError(f"model file {name} cannot be read: permission denied") from None
+        raise PermissionError(f"{what} {name} cannot be read: permission denied") from None
     if magic != _GGUF_MAGIC:
-        raise ValueError(f"{name} is not a GGUF file: it begins with {magic!r} instead of {_GGUF_MAGIC!r}")
+        raise ValueError(
+            f"{what} {name} is not a GGUF file: it begins with {magic!r} instead of {_GGUF_MAGIC!r}"
+        )
 
 
 def cache_dir() -> Path:

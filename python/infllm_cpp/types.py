@@ -202,3 +202,23 @@ class ChatCompletionChunk(_ChatChunkBase, total=False):
 
     usage: Usage
     timings: Timings
+
+
+class Embedding(TypedDict):
+    """Of a text, or with ``pooling_type="none"`` of each of its tokens."""
+
+    object: Literal["embedding"]
+    embedding: list[float] | list[list[float]]
+    index: int
+
+
+class EmbeddingUsage(TypedDict):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class CreateEmbeddingResponse(TypedDict):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage

@@ -28,6 +28,7 @@ TIMEOUT = 60  # seconds
 # what members are called with, by the names of the parameters that have no default
 ARGUMENTS: dict[str, Any] = {
     "callback": None,
+    "input": "Hi",
     "messages": [{"role": "user", "content": "Hi"}],
     "n_tokens": 0,
     "path": os.path.join(tempfile.mkdtemp(), "a.session"),
@@ -175,6 +176,7 @@ def main() -> None:
     model, situation = sys.argv[1:]
     llm = Llama(model, n_ctx=512, n_ubatch=128, infllm=SMALL)
     llm.save_session(ARGUMENTS["path"])
+    ARGUMENTS["state"] = llm.save_state()
     tokens = (llm.tokenize("The grass is green. ") * 100)[:512]
     result = SITUATIONS[situation](llm, tokens)
     lives_on = True

@@ -122,7 +122,6 @@ ARCHITECTURES: dict[str, Callable[[gguf.GGUFWriter], Shapes]] = {
 
 def write(arch: str, path: Path, n_layer: int = _N_LAYER) -> None:
     """Write a model of one of `ARCHITECTURES`."""
-    rng = np.random.default_rng(0)
     writer = gguf.GGUFWriter(path, arch)
     writer.add_vocab_size(N_VOCAB)
     writer.add_context_length(N_CTX_TRAIN)
@@ -135,8 +134,72 @@ def write(arch: str, path: Path, n_layer: int = _N_LAYER) -> None:
     layer = ARCHITECTURES[arch](writer)
     shapes: Shapes = {"token_embd.weight": (N_VOCAB, _N_EMBD), "output_norm.weight": (_N_EMBD,)}
     shapes.update({f"blk.{i}.{name}": shape for i in range(n_layer) for name, shape in layer.items()})
+    _write_tensors(writer, shapes)
+
+
+def write_bert(path: Path, pooling: gguf.PoolingType) -> None:
+    """Write an encoder: what it computes of a token depends on those that follow."""
+    writer = gguf.GGUFWriter(path, "bert")
+    writer.add_vocab_size(N_VOCAB)
+    writer.add_context_length(N_CTX_TRAIN)
+    writer.add_embedding_length(_N_EMBD)
+    writer.add_block_count(_N_LAYER)
+    writer.add_feed_forward_length(_N_FF)
+    writer.add_head_count(_N_HEAD)
+    writer.add_layer_norm_eps(1e-5)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    writer.add_token_type_count(2)
+    make_gguf.add_tokenizer(writer, N_VOCAB)
+
+    layer: Shapes = {f"attn_{name}.weight": (_N_EMBD, _N_EMBD) for name in ("q", "k", "v", "output")}
+    layer.update({"ffn_up.weight": (_N_FF, _N_EMBD), "ffn_down.weight": (_N_EMBD, _N_FF)})
+    norms = ("attn_output_norm", "layer_output_norm")
+    layer.update({f"{norm}.{part}": (_N_EMBD,) for norm in norms for part in ("weight", "bias")})
+    shapes: Shapes = {
+        "token_embd.weight": (N_VOCAB, _N_EMBD),
+        "token_types.weight": (2, _N_EMBD),
+        "position_embd.weight": (N_CTX_TRAIN, _N_EMBD),
+        "token_embd_norm.weight": (_N_EMBD,),
+        "token_embd_norm.bias": (_N_EMBD,),
+    }
+    shapes.update({f"blk.{i}.{name}": shape for i in range(_N_LAYER) for name, shape in layer.items()})
+    _write_tensors(writer, shapes)
+
+
+def write_adapter(
+    path: Path,
+    shapes: Shapes,
+    arch: str = "llama",
+    seed: int = 0,
+    std: float = 0.02,
+    alpha: float | str = 8.0,
+    invocation: list[int] | None = None,
+) -> None:
+    """Write a LoRA adapter of rank 8 for tensors of these names and NumPy shapes."""
+    rank = 8
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    if isinstance(alpha, str):  # which no program writes
+        writer.add_string("adapter.lora.alpha", alpha)
+    else:
+        writer.add_float32("adapter.lora.alpha", alpha)
+    if invocation:
+        writer.add_key_value(
+            "adapter.alora.invocation_tokens", invocation, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+        )
+    parts: Shapes = {}
+    for name, (n_out, n_in, *experts) in shapes.items():
+        parts[f"{name}.lora_a"] = (*experts, rank, n_in)
+        parts[f"{name}.lora_b"] = (*experts, n_out, rank)
+    _write_tensors(writer, parts, seed, std)
+
+
+def _write_tensors(writer: gguf.GGUFWriter, shapes: Shapes, seed: int = 0, std: float = 0.1) -> None:
+    rng = np.random.default_rng(seed)
     for name, shape in shapes.items():
-        writer.add_tensor(name, rng.normal(0, 0.1, shape).astype(np.float32))
+        writer.add_tensor(name, rng.normal(0, std, shape).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

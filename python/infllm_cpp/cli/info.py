@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from .._loading import (
     KVType,
     check_context,
     check_decoder,
+    context_options,
     context_sizes,
     load_model,
     make_context,
-    resolve_infllm,
+    resolve_context,
 )
 from .._sessions import open_session
 from .._sizes import context_bytes, kv_bytes_per_token
@@ -91,16 +93,11 @@ def _row(name: str, value: str) -> None:
     print(f"{name:<15}  {value}")
 
 
-def _try_context(
-    options: ModelOptions,
-    model: _core.Model,
-    n_ctx: int,
-    n_ubatch: int,
-    types: tuple[KVType, KVType],
-    params: _core.InfLLMParams | None,
-) -> None:
+def _try_context(model: _core.Model, options: _core.ContextOptions) -> None:
     """Make the context, which takes no memory as the weights are not loaded: what refuses it raises."""
-    make_context(model, min(n_ctx, _N_CTX_TRIED), options.batch(), n_ubatch, 1, 1, *types, True, None, params)
+    tried = copy.copy(options)
+    tried.n_ctx = min(tried.n_ctx, _N_CTX_TRIED)
+    make_context(model, tried)
 
 
 def _exact(plan: _core.InfLLMPlan, n_ctx: int, n_cells: int) -> str:
@@ -129,8 +126,8 @@ def _speed(plan: _core.InfLLMPlan, n_cells: int) -> str:
 
 def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType, KVType]) -> None:
     n_ctx = options.n_ctx or model.n_ctx_train()
-    _, n_ubatch = resolve_infllm(model, None, n_ctx, options.batch(), options.n_ubatch, *types)
-    _try_context(options, model, n_ctx, n_ubatch, types, None)
+    base = context_options(options.batch(), types)
+    _try_context(model, resolve_context(model, None, n_ctx, options.n_ubatch, base))
     if per_token := kv_bytes_per_token(model, *types):
         _row("plain llama.cpp", f"{format_bytes(n_ctx * per_token)} resident for n_ctx = {n_ctx:,}")
 
@@ -138,13 +135,15 @@ def _print_plain(options: ModelOptions, model: _core.Model, types: tuple[KVType,
 def _print_memory(
     options: ModelOptions, model: _core.Model, config: InfLLMConfig, types: tuple[KVType, KVType]
 ) -> None:
-    sizes = context_sizes(model, config, options.batch(), options.n_ubatch, *types)
+    base = context_options(options.batch(), types)
+    sizes = context_sizes(model, config, options.n_ubatch, base)
     n_ctx = options.n_ctx or sizes.limit
-    params, n_ubatch = resolve_infllm(model, config, n_ctx, options.batch(), options.n_ubatch, *types)
+    resolved = resolve_context(model, config, n_ctx, options.n_ubatch, base)
+    params = resolved.infllm
     assert params is not None
-    _try_context(options, model, n_ctx, n_ubatch, types, params)
+    _try_context(model, resolved)
 
-    size = context_bytes(model, params, n_ctx, n_ubatch, *types)
+    size = context_bytes(model, params, n_ctx, resolved.n_ubatch, *types)
     used = InfLLMConfig._from_params(params)
     _row(
         "InfLLM memory",
@@ -152,8 +151,9 @@ def _print_memory(
         f"{format_bytes(size.repr)} of representative keys, "
         f"{format_bytes(size.store)} in the store, for n_ctx = {n_ctx:,}",
     )
-    asked = config._to_params(kv_bytes_per_token(model, *types))
-    plan = model.infllm_plan(n_ctx, options.batch(), n_ubatch, *types, asked)
+    asked = copy.copy(resolved)
+    asked.infllm = config._to_params(kv_bytes_per_token(model, *types))
+    plan = model.infllm_plan(asked)
     _row("exact", _exact(plan, n_ctx, size.n_cells))
     _row("speed", _speed(plan, min(n_ctx, size.n_cells)))
     _row(

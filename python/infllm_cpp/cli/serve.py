@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .. import library_dir
-from .._loading import check_context, check_decoder, context_sizes, load_model, resolve_infllm
+from .._loading import (
+    check_context,
+    check_decoder,
+    context_options,
+    context_sizes,
+    load_model,
+    resolve_context,
+)
 from .._sizes import kv_bytes_per_token
 from .._threads import default_n_threads
 from ..config import InfLLMConfig
@@ -78,14 +85,15 @@ def server_arguments(
     types = check_context(options.n_ctx, n_batch, options.n_ubatch, options.type_k, options.type_v)
     model = load_model(path, no_alloc=True)
     check_decoder(model, str(path))
+    base = context_options(n_batch, types)
     n_ctx = options.n_ctx
     if n_ctx == 0 and config is None:
         n_ctx = model.n_ctx_train()
     elif n_ctx == 0:
         assert config is not None
-        limit = context_sizes(model, config, n_batch, options.n_ubatch, *types).limit
+        limit = context_sizes(model, config, options.n_ubatch, base).limit
         n_ctx = min(_N_CTX, limit // parallel // 256 * 256)
-    _, n_ubatch = resolve_infllm(model, config, n_ctx, n_batch, options.n_ubatch, *types)
+    n_ubatch = resolve_context(model, config, n_ctx, options.n_ubatch, base).n_ubatch
     arguments = {
         "--model": path,
         "--alias": model.meta().get("general.name", path.stem),
