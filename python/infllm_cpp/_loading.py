@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from . import _core
 from ._sizes import ContextSizes, context_limit, kv_bytes_per_token
-from .config import InfLLMConfig
+from .config import PARTS, InfLLMConfig
 from .models import check_gguf
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -101,6 +102,22 @@ def resolve_context(
     if config is not None:
         res.infllm = model.infllm_resolve(res)
     return res
+
+
+def divide_budget(
+    model: _core.Model, config: InfLLMConfig, n_ctx: int, n_ubatch: int | None, base: _core.ContextOptions
+) -> InfLLMConfig:
+    """`config` with its budget divided, for all contexts to come: the memory that is free changes.
+
+    Raises
+    ------
+    ValueError
+        When the parameters cannot work.
+    """
+    if config._is_divided():
+        return config
+    params = resolve_context(model, config, n_ctx, n_ubatch, base).infllm
+    return replace(config, budget="auto", **{name: getattr(params, name) for name in PARTS})
 
 
 def context_sizes(

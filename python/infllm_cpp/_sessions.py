@@ -17,13 +17,12 @@ from ._model_changes import ModelChanges, file_id
 from ._reading import ProgressCallback
 from ._rope import RopeOptions
 from ._stored import StoredTokens, n_common
-from .config import InfLLMConfig
+from .config import PARTS, InfLLMConfig
 
 if TYPE_CHECKING:
     from ._library import SessionLibrary
 
 _N_WORTH = 256  # tokens: a session is loaded for a prompt if it saves reading so many
-_PARTS = ("n_local", "topk", "max_cached_blocks")  # of a budget
 
 
 @dataclass
@@ -104,10 +103,10 @@ def check_output(llm: Generator, path: Path) -> None:
 
 def session_config(path: str | os.PathLike[str], config: InfLLMConfig) -> InfLLMConfig:
     """`config`, divided as in a session where it leaves that open: memory may have been otherwise then."""
-    if config.budget != "auto" or config.profile != "auto" or any(getattr(config, name) for name in _PARTS):
+    if config.budget != "auto" or config.profile != "auto" or config._is_divided():
         return config
     _, notes = open_session(path)
-    return replace(config, **{name: notes.config[name] for name in _PARTS})
+    return replace(config, **{name: notes.config[name] for name in PARTS})
 
 
 def _config(llm: Generator) -> InfLLMConfig:

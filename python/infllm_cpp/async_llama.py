@@ -8,7 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from .llama import Llama
-from .types import ChatCompletion, ChatCompletionChunk, ChatMessage, Completion, CompletionChunk
+from .types import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatMessage,
+    Completion,
+    CompletionChunk,
+    CreateEmbeddingResponse,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -81,6 +88,10 @@ class AsyncLlama:
         if stream:
             return self._stream(lambda: self.llm.create_chat_completion(messages, stream=True, **options))
         return await self._call(lambda: self.llm.create_chat_completion(messages, **options))
+
+    async def create_embedding(self, input: str | Sequence[str], **options: Any) -> CreateEmbeddingResponse:
+        """Embeddings of texts, see `Llama.create_embedding`; errors are the same."""
+        return await self._call(lambda: self.llm.create_embedding(input, **options))
 
     async def prefill(self, tokens: Sequence[int], **options: Any) -> int:
         """Read a text, see `Llama.prefill`."""

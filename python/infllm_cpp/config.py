@@ -36,6 +36,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "profile": _PROFILES,
 }
 """Values of the parameters that are no numbers."""
+PARTS = ("n_local", "topk", "max_cached_blocks")
+"""What a budget is divided into."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(|b|[kmgt](?:i?b)?|tokens)", re.IGNORECASE)
 _UINT32_MAX = 2**32 - 1
 _UINT64_MAX = 2**64 - 1
@@ -214,6 +216,10 @@ class InfLLMConfig:
                     f"{field.name} = {value} is out of range: "
                     f"use a value from {limit_low} to {limit_high}{hint}"
                 )
+
+    def _is_divided(self) -> bool:
+        """Whether a part of the budget is given, so that the others do not follow from it."""
+        return any(getattr(self, name) for name in PARTS)
 
     def _changes(self) -> dict[str, Any]:
         """What differs from the defaults."""

@@ -20,6 +20,7 @@ from ._loading import (
     check_range,
     context_options,
     context_sizes,
+    divide_budget,
     load_model,
     make_context,
     resolve_context,
@@ -305,6 +306,9 @@ class Llama(Embedder, StateOwner, Completer):
             attention_type=attention,
             **vars(rope),
         )
+
+        if infllm is not None:
+            infllm = divide_budget(model, infllm, n_ctx, n_ubatch, base)
 
         def make(size: int) -> _core.Context:
             if embedding:

@@ -94,3 +94,15 @@ def test_cancelling_stops_and_the_next_call_goes_on(first_layers_path: Path) -> 
 def test_one_that_is_there_already(first_layers_path: Path) -> None:
     with pytest.raises(TypeError, match="llm is given"):
         AsyncLlama(first_layers_path, llm=object())  # type: ignore[arg-type]
+
+
+def test_embeddings(first_layers_path: Path) -> None:
+    options: dict[str, Any] = {"n_ctx": 256, "infllm": None, "embedding": True}
+
+    async def main() -> None:
+        async with AsyncLlama(first_layers_path, **options) as llm:
+            one, other = await asyncio.gather(llm.create_embedding("a"), llm.create_embedding(["b", "c"]))
+            assert [len(one["data"]), len(other["data"])] == [1, 2]
+            assert one["data"][0] == llm.llm.create_embedding("a")["data"][0]
+
+    asyncio.run(main())

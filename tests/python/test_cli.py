@@ -175,9 +175,12 @@ def test_info_tells_what_a_context_needs(infllm: Run) -> None:
     assert rows["speed"].endswith("51% of the speed with an empty context")
 
 
-def test_info_agrees_with_what_a_context_takes(infllm: Run) -> None:
-    info = infllm("info", *SMALL_OPTIONS).stdout
-    run = infllm("run", "--raw", "-p", "a", "-n", "1", *SMALL_OPTIONS).stderr
+@pytest.mark.parametrize(
+    "options", [SMALL_OPTIONS, ["--n-ctx", "8192", "--budget", "30 MiB"], ["--n-ctx", "8192"]]
+)
+def test_info_agrees_with_what_a_context_takes(infllm: Run, options: list[str]) -> None:
+    info = infllm("info", *options).stdout
+    run = infllm("run", "--raw", "-p", "a", "-n", "1", *options).stderr
     resident = re.search(r"InfLLM memory +(\S+ \S+) resident", info)
     assert resident is not None
     assert f"resident {resident[1]}" in run
