@@ -36,6 +36,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "profile": _PROFILES,
 }
 """Values of the parameters that are no numbers."""
+SIZES = ("budget", "reserve")
+"""Parameters that can be a text such as "512 MiB"."""
 PARTS = ("n_local", "topk", "max_cached_blocks")
 """What a budget is divided into."""
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(|b|[kmgt](?:i?b)?|tokens)", re.IGNORECASE)
@@ -195,7 +197,7 @@ class InfLLMConfig:
             raise ValueError(f"reserve = {self.reserve!r} is not in bytes")
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("store_path", "budget", "reserve"):
+            if field.name in ("store_path", *SIZES):
                 continue
             if field.name in CHOICES:
                 names = CHOICES[field.name]
@@ -237,7 +239,7 @@ class InfLLMConfig:
         params = _core.InfLLMParams()
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("budget", "reserve"):
+            if field.name in SIZES:
                 n, is_tokens = (0, False) if value in (None, "auto") else _parse_size(field.name, value)
                 setattr(params, field.name, round(n * bytes_per_token) if is_tokens else n)
                 continue

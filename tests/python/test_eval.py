@@ -287,6 +287,8 @@ def test_a_sweep_is_every_combination() -> None:
     assert [(c.topk, c.repr_topk) for c in configs] == [(4, 1), (4, 2), (8, 1), (8, 2)]
     assert configs[0] == dataclasses.replace(SMALL, topk=4, repr_topk=1)
     assert parse_sweep(SMALL, []) == [SMALL]
+    budgets = parse_sweep(InfLLMConfig(), ["budget=2048 tokens,1 MiB"])
+    assert [c.budget for c in budgets] == ["2048 tokens", "1 MiB"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..config import CHOICES, InfLLMConfig
+from ..config import CHOICES, SIZES, InfLLMConfig
 from ..evaluation import report
 from ..evaluation.methods import METHODS
 from ..evaluation.runner import Plan, run
@@ -84,6 +84,8 @@ def parse_sweep(base: InfLLMConfig, texts: Sequence[str]) -> list[InfLLMConfig]:
             raise ValueError(f"sweep = {text!r} begins with no parameter: use {', '.join(names)}")
         if name in CHOICES:
             axes.append([(name, choice) for choice in parse_list(name, values, CHOICES[name])])
+        elif name in SIZES:
+            axes.append([(name, size.strip()) for size in values.split(",")])
         else:
             axes.append([(name, n) for n in parse_numbers(f"sweep {name}", values)])
     changes: list[dict[str, Any]] = [dict(combination) for combination in product(*axes)]
