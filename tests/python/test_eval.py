@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from conftest import SMALL, Run
-from infllm_cpp import Llama
+from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.cli.eval import parse_list, parse_numbers, parse_sweep
 from infllm_cpp.evaluation import report, runner
 from infllm_cpp.evaluation.methods import load_method
