@@ -21,11 +21,12 @@ python -m pip install --quiet \
     -C build-dir=build/test -C cmake.define.INFLLM_BUILD_TESTS=ON -C cmake.define.INFLLM_BUILD_TOOLS=ON \
     -C cmake.define.GGML_RPC=ON '.[test]'
 
+python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' matplotlib
+
 step "mypy"
 mypy
 
 step "Documentation"
-python -m pip install --quiet mkdocs-material 'mkdocstrings[python]' matplotlib
 NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 step "Patch against several llama.cpp releases"

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <map>
+#include <string>
 
 // of the cells that window and slots share: docs/evaluation.md has the figures
 static constexpr double SHARE_LOCAL = 0.5;
@@ -33,6 +34,21 @@ static uint64_t bytes_of_cell(const llama_model & model, const llama_context_par
         (hparams.is_mla() ? 0 : ggml_row_size(cparams.type_v, hparams.n_embd_v_gqa(il)));
 }
 
+// what has to stay in the host's memory, and counts as free there: mapped weights
+static uint64_t bytes_mapped(const llama_model & model) {
+    if (model.hparams.no_alloc) {
+        return model.size(); // they are not there yet
+    }
+    uint64_t res = 0;
+    for (const auto & it : model.tensors_by_name) {
+        ggml_backend_buffer_t buffer = it.second->buffer;
+        if (buffer && std::string(ggml_backend_buffer_name(buffer)) == "CPU_Mapped") {
+            res += ggml_nbytes(it.second);
+        }
+    }
+    return res;
+}
+
 // Cells that the devices of the layers have memory for. The host has the store, too: half of it is left to that.
 static uint64_t n_cells_memory(const llama_model & model, const llama_context_params & cparams, const llama_infllm_params & params) {
     ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
@@ -51,9 +67,8 @@ static uint64_t n_cells_memory(const llama_model & model, const llama_context_pa
             if (ram == UINT64_MAX) {
                 continue;
             }
-            // mapped weights count as free, and have to stay
             total = ram;
-            free  = (ram - std::min<uint64_t>(ram, model.size()))/2;
+            free  = (ram - std::min<uint64_t>(ram, bytes_mapped(model)))/2;
         } else {
             ggml_backend_dev_memory(dev, &free, &total);
             if (total == 0) {

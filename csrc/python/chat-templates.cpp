@@ -191,13 +191,14 @@ chat_prompt chat_templates::apply(const std::string & request) const {
         res.format = common_chat_templates_apply(ptr.get(), inputs);
     } catch (const std::bad_alloc &) {
         throw;
-    } catch (const std::exception &) {
+    } catch (const std::exception & err) {
         // not every template that makes prompts can be analysed
+        const std::string why = err.what();
         inputs.force_pure_content = true;
         rendered.all.clear();
         res.format = with_template([&] { return common_chat_templates_apply(ptr.get(), inputs); });
         if (!inputs.tools.empty()) {
-            throw std::invalid_argument("tools are given, and llama.cpp cannot read how this chat template writes calls of them");
+            throw std::invalid_argument("tools are given, and llama.cpp has no grammar for calls of them in this chat template: " + reason(why));
         }
         res.format.parser = "";
         res.format.generation_prompt = "";
@@ -211,7 +212,7 @@ chat_prompt chat_templates::apply(const std::string & request) const {
     }
     res.parts = find_parts(res.format.prompt, rendered.all, inputs.messages);
 
-    if (inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED && !res.format.supports_thinking) {
+    if (inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED && inputs.add_generation_prompt && !res.format.supports_thinking) {
         const std::string start = call_start(ptr.get(), inputs);
         res.format.prompt            += start;
         res.format.generation_prompt += start;

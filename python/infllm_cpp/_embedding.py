@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import _core
 from ._choices import ATTENTION_TYPES, POOLING_TYPES, UNSPECIFIED, choice
-from ._loading import make_context
+from ._loading import check_positions, make_context
 from ._model_owner import ModelOwner
 from .types import CreateEmbeddingResponse
 
@@ -76,8 +76,9 @@ def make_embedding_context(
         As `Llama`.
     """
     res = copy.copy(base)
-    res.n_ctx = n_ctx
+    check_positions(model, n_ctx)
     res.n_batch = res.n_ubatch = min(base.n_batch, n_ctx, n_ubatch or n_ctx)
+    res.n_ctx = min(n_ctx, -(-res.n_batch // 256) * 256)  # nothing is stored beyond a batch
     res.n_seq_max = min(res.n_batch, 1 if model.is_recurrent() else _N_SEQ)
     ctx = make_context(model, res)
     if ctx.pooling_type() == POOLING_TYPES["rank"]:

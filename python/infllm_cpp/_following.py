@@ -23,6 +23,15 @@ class FollowingContext:
         self._make = make
         self.size = sizes.size(0)
 
+    @property
+    def n_ctx_train(self) -> int:
+        """Training length, tokens: that of the first context."""
+        return self._sizes.n_ctx_train
+
+    def again(self) -> _core.Context:
+        """One as there is now."""
+        return self._make(self.size)
+
     def first(self) -> _core.Context:
         """The context to begin with."""
         return self._make(self.size)

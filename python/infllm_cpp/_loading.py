@@ -130,7 +130,9 @@ def context_sizes(
         options = resolve_context(model, config, n_ctx, n_ubatch, base)
         assert options.infllm is not None
         n_cells = _core.infllm_n_cells(options.infllm, options.n_ubatch)
-        return context_limit(model, options.infllm, n_cells, options.type_k, options.type_v)
+        return context_limit(
+            model, options.infllm, n_cells, options.type_k, options.type_v, options.n_seq_max
+        )
 
     n_max = limit(n_ctx_train)
     if n_max > n_ctx_train:
@@ -142,13 +144,18 @@ def context_sizes(
     return ContextSizes(n_ctx_train, n_max)
 
 
-def make_context(model: _core.Model, options: _core.ContextOptions) -> _core.Context:
-    """A context with the method if there are parameters of it, else without it. Errors: see `Llama`."""
-    n_ctx = options.n_ctx
+def check_positions(model: _core.Model, n_ctx: int) -> None:
+    """ValueError where `n_ctx` is more than a model with embeddings of positions has them for."""
     if n_ctx > model.n_pos_max():
         raise ValueError(
             f"n_ctx = {n_ctx} is more than the model has embeddings of positions for: {model.n_pos_max()}"
         )
+
+
+def make_context(model: _core.Model, options: _core.ContextOptions) -> _core.Context:
+    """A context with the method if there are parameters of it, else without it. Errors: see `Llama`."""
+    n_ctx = options.n_ctx
+    check_positions(model, n_ctx)
     try:
         ctx = _core.Context(model, options)
     except _core.DeviceLostError:

@@ -74,6 +74,7 @@ class Reader:
             self._check_not_computing()
             self._ctx_or_none = None
             self._model_or_none = None
+            self._following = None  # which makes contexts of the model
 
     def __enter__(self) -> Self:
         return self
@@ -273,19 +274,42 @@ class Reader:
 
         `shrink`: also where a shorter one is enough, so that what came before makes no difference.
         """
-        ctx = self._following.resize(n_tokens, shrink) if self._following else None
-        if ctx is None:
+        following = self._following
+        if following is None:
             return []
         stored = self.tokens
+        try:
+            ctx = following.resize(n_tokens, shrink)
+        except MemoryError:
+            self._resize_alone(following, n_tokens, shrink)
+            return stored
+        if ctx is None:
+            return []
         self._truncate(0)
-        self._take(ctx)
+        self._take(ctx).interrupt_check()  # the new one does not know
         return stored
 
-    def _take(self, ctx: _core.Context) -> None:
-        """Go on with another context."""
+    def _resize_alone(self, following: FollowingContext, n_tokens: int, shrink: bool) -> None:
+        """Give the context up for one of another size, where memory has no room for both."""
+        stored = self.tokens
+        self._truncate(0)
+        self._ctx_or_none = None
+        try:
+            ctx = following.resize(n_tokens, shrink)
+            assert ctx is not None
+        except BaseException:
+            self._ctx_or_none = following.again()
+            self._ctx.set_trace(self._trace is not None)
+            self._eval(stored)
+            raise
+        ctx.set_trace(self._trace is not None)
+        self._ctx_or_none = ctx
+
+    def _take(self, ctx: _core.Context) -> _core.Context:
+        """Go on with another context; returns the one before."""
         ctx.set_trace(self._trace is not None)
         old, self._ctx_or_none = self._ctx, ctx
-        old.interrupt_check()  # the new one does not know
+        return old
 
     def _eval(
         self,

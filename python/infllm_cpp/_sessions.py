@@ -103,7 +103,7 @@ def check_output(llm: Generator, path: Path) -> None:
 
 def session_config(path: str | os.PathLike[str], config: InfLLMConfig) -> InfLLMConfig:
     """`config`, divided as in a session where it leaves that open: memory may have been otherwise then."""
-    if config.budget != "auto" or config.profile != "auto" or config._is_divided():
+    if config.budget != "auto" or config._is_divided():
         return config
     _, notes = open_session(path)
     return replace(config, **{name: notes.config[name] for name in PARTS})
@@ -214,10 +214,9 @@ class SessionOwner(Generator):
         name = os.fspath(path)
         self._check_notes(name, notes)
         try:
-            self._replace(session.info().n_tokens, notes, lambda ctx: ctx.load_session(session))
+            self._replace(session.tokens(), notes, lambda ctx: ctx.load_session(session))
         except ValueError as err:
             raise ValueError(f"{name}: {err}") from err
-        self._restore_notes(session.tokens(), notes)
 
     def _check_notes(self, name: str, notes: SessionNotes) -> None:
         """ValueError where `name`, a session or a state, is of another model."""
@@ -226,11 +225,12 @@ class SessionOwner(Generator):
         if notes.changes != self._changes:
             raise ValueError(f"{name} was saved {notes.changes}, this Llama is {self._changes}")
 
-    def _replace(self, n_tokens: int, notes: SessionNotes, load: Callable[[_core.Context], None]) -> None:
-        """Load `n_tokens` tokens into the context, or one of the notes' kind where it follows the text."""
+    def _replace(self, tokens: list[int], notes: SessionNotes, load: Callable[[_core.Context], None]) -> None:
+        """Load `tokens` into the context, or one of the notes' kind where it follows the text."""
         following = self._following
         size = following.size if following else 0
-        n_tokens = max(n_tokens, min(notes.n_ctx, self._model.n_ctx_train() + 1))
+        n_train = following.n_ctx_train if following else 0
+        n_tokens = max(len(tokens), min(notes.n_ctx, n_train + 1))
         ctx = following.resize(min(n_tokens, self._n_ctx), shrink=True) if following else None
         try:
             load(ctx or self._ctx)
@@ -238,8 +238,10 @@ class SessionOwner(Generator):
             if following:
                 following.size = size
             raise
-        if ctx:
-            self._take(ctx)
+        old = self._take(ctx) if ctx else None
+        self._restore_notes(tokens, notes)
+        if old:
+            old.interrupt_check()  # the new one does not know
 
     def _restore_notes(self, tokens: list[int], notes: SessionNotes) -> None:
         """What the tokens, which are in the context now, were read as."""
@@ -267,6 +269,8 @@ class SessionOwner(Generator):
             try:
                 self._load(path, *open_session(path))
                 return
-            except (OSError, ValueError) as err:
+            except InterruptedError:
+                raise
+            except (OSError, ValueError, MemoryError) as err:
                 library.leave_out(path)
                 warnings.warn(f"a session that begins as the prompt is not used: {err}", stacklevel=2)

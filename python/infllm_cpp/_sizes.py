@@ -72,7 +72,7 @@ def context_bytes(
 
 
 def context_limit(
-    model: _core.Model, params: _core.InfLLMParams, n_cells: int, type_k: str, type_v: str
+    model: _core.Model, params: _core.InfLLMParams, n_cells: int, type_k: str, type_v: str, n_seq: int = 1
 ) -> int:
     """Tokens that a context can hold: by memory, `store_max_bytes` and the disk of `store_path`.
 
@@ -88,6 +88,8 @@ def context_limit(
         Cells of the resident buffer.
     type_k, type_v : str
         Types of K and V.
+    n_seq : int
+        Sequences, each with a resident buffer; the tokens are those of all.
 
     Returns
     -------
@@ -105,7 +107,7 @@ def context_limit(
     if available is not None:
         n_far = 64 * n_cells
         repr_per_token = repr_bytes(model, params, n_far, n_cells) / n_far
-        for_tokens = available * 7 / 8 - model.size() - n_cells * per_cell
+        for_tokens = available * 7 / 8 - model.size() - n_seq * n_cells * per_cell
         n_max = min(n_max, (for_tokens + on_disk) / (per_token + repr_per_token))
         if repr_per_token:
             n_max = min(n_max, for_tokens / repr_per_token)  # they are in memory, whatever is on disk

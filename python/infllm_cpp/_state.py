@@ -81,8 +81,7 @@ class StateOwner(SessionOwner):
         with self._changing():
             self._check_for_text()
             self._check_fits(state)
-            self._replace(state.n_tokens, state.notes, lambda ctx: self._load_into(ctx, state))
-            self._restore_notes(state.input_ids.tolist(), state.notes)
+            self._replace(state.input_ids.tolist(), state.notes, lambda ctx: self._load_into(ctx, state))
             self._seed = state.seed
 
     def _check_fits(self, state: LlamaState) -> None:

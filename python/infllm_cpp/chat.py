@@ -115,7 +115,8 @@ def _tool(tool: ChatTool, i: int) -> dict[str, Any]:
             f'tools[{i}] = {tool!r}: a tool is {{"type": "function", "function": '
             '{"name": str, "description": str, "parameters": JSON schema}}'
         )
-    return {"type": "function", "function": {"description": "", "parameters": {}, **function}}
+    given = {name: value for name, value in function.items() if value is not None}
+    return {"type": "function", "function": {"description": "", "parameters": {}, **given}}
 
 
 def _choose(tools: list[dict[str, Any]], choice: ToolChoice | None) -> tuple[list[dict[str, Any]], str]:

@@ -57,13 +57,14 @@ def _parse_size(name: str, value: int | str) -> tuple[int, bool]:
             f"{name} = {value!r} is no size: use bytes, or a text such as '512 MiB', '8192 tokens'"
         )
     number, unit = match[1], match[2].lower()
-    if unit == "tokens":
-        return round(float(number)), True
-    scale = 1024 ** "bkmgt".index(unit[:1] or "b")
+    is_tokens = unit == "tokens"
+    scale = 1 if is_tokens else 1024 ** "bkmgt".index(unit[:1] or "b")
     n = int(number) * scale if number.isdigit() else round(float(number) * scale)
+    if n == 0:
+        raise ValueError(f"{name} = {value!r} is out of range: it is nothing")
     if n > _UINT64_MAX:
         raise ValueError(f"{name} = {value!r} is out of range: use at most {_UINT64_MAX} bytes")
-    return n, False
+    return n, is_tokens
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ class InfLLMConfig:
                 raise ValueError("store_path = '' is empty: give a folder, or None")
             _core.InfLLMParams().store_path = path  # ValueError where it is too long
             object.__setattr__(self, "store_path", path)
-        _parse_size("budget", 0 if self.budget == "auto" else self.budget)
+        if self.budget != "auto":
+            _parse_size("budget", self.budget)
         if self.reserve is not None and _parse_size("reserve", self.reserve)[1]:
             raise ValueError(f"reserve = {self.reserve!r} is not in bytes")
         for field in fields(self):
@@ -229,19 +231,24 @@ class InfLLMConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(default, name)}
 
-    def _in_bytes(self, bytes_per_token: float) -> InfLLMConfig:
+    def _in_bytes(self, bytes_per_token: float | None) -> InfLLMConfig:
         """The same with sizes as numbers of bytes."""
         params = self._to_params(bytes_per_token)
         return dataclasses.replace(self, budget=params.budget or "auto", reserve=params.reserve or None)
 
-    def _to_params(self, bytes_per_token: float = 0) -> _core.InfLLMParams:
+    def _to_params(self, bytes_per_token: float | None = None) -> _core.InfLLMParams:
         """As the C API has them; `bytes_per_token` of K and V, for a `budget` in tokens."""
         params = _core.InfLLMParams()
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in SIZES:
                 n, is_tokens = (0, False) if value in (None, "auto") else _parse_size(field.name, value)
-                setattr(params, field.name, round(n * bytes_per_token) if is_tokens else n)
+                if is_tokens and bytes_per_token is None:
+                    raise ValueError(f"{field.name} = {value!r} is no number of bytes")
+                n = round(n * (bytes_per_token or 0)) if is_tokens else n
+                if n > _UINT64_MAX:
+                    raise ValueError(f"{field.name} = {value!r} is out of range: {n} bytes")
+                setattr(params, field.name, n)
                 continue
             names = CHOICES.get(field.name)
             nothing = "" if field.name == "store_path" else 0

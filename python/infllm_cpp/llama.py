@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from . import _core, models
@@ -322,7 +322,7 @@ class Llama(Embedder, StateOwner, Completer):
         else:
             n_ctx = n_ctx or model.n_ctx_train(base)
             super().__init__(model, make(n_ctx), n_ctx, progress)
-        self._make = make
+        self._make: Callable[[int], _core.Context] | None = make
         if session is not None:
             self.load_session(session)
 
@@ -344,6 +344,11 @@ class Llama(Embedder, StateOwner, Completer):
         """
         return cls(models.find(f"{repo_id}:{filename}"), **options)
 
+    def close(self) -> None:
+        """Free the model and the context. May be called twice; waits for a call that computes."""
+        super().close()
+        self._make = None  # has the model
+
     def fork(self) -> Self:
         """A second `Llama` that goes on from here, with the same model and parameters.
 
@@ -364,6 +369,7 @@ class Llama(Embedder, StateOwner, Completer):
             for name in _ATTRIBUTES:
                 setattr(res, name, getattr(self, name))
             following = self._following and self._following.fork()
+            assert self._make is not None
             ctx = self._make(following.size if following else self._n_ctx)
             Reader.__init__(res, self._model, ctx, self._n_ctx, self.progress, following)
             res._take_over(self)

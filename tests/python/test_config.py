@@ -68,12 +68,22 @@ def test_budgets_are_bytes_or_tokens(budget: int | str, n_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["budget", "reserve"])
-@pytest.mark.parametrize("value", ["", "much", "-1", -1, "1 KiB more", "2 tokens 3", 2**64, "1e9"])
+@pytest.mark.parametrize(
+    "value", ["", "much", "-1", -1, "1 KiB more", "2 tokens 3", 2**64, "1e9", 0, "0.2 tokens"]
+)
 def test_sizes_that_are_none_are_named(name: str, value: int | str) -> None:
     with pytest.raises(ValueError, match=f"{name} = .* (is no size|is out of range)"):
         InfLLMConfig(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=f"{name} = 1.5"):
         InfLLMConfig(**{name: 1.5})  # type: ignore[arg-type]
+
+
+def test_tokens_need_a_model() -> None:
+    for budget in ("8192 tokens", "8192 TOKENS"):
+        with pytest.raises(ValueError, match=f"budget = '{budget}' is no number of bytes"):
+            InfLLMConfig(budget=budget)._to_params()
+    with pytest.raises(ValueError, match="out of range"):
+        InfLLMConfig(budget=f"{10**18} tokens")._to_params(bytes_per_token=1000)
 
 
 def test_what_is_left_free_is_in_bytes() -> None:

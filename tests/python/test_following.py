@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import pytest
 
 import make_gguf
 from conftest import SMALL
-from infllm_cpp import Llama, _sizes, _system
+from infllm_cpp import Llama, _core, _sizes, _system
+from infllm_cpp._following import FollowingContext
 from infllm_cpp._sizes import ContextSizes
 
 N_CTX_TRAIN = 1024
@@ -31,6 +34,10 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(path: Path, n_ctx: int) -> Llama:
     return Llama(path, n_ctx=n_ctx, n_batch=128, n_threads=1, infllm=SMALL)
+
+
+def load_like(llm: Llama) -> Llama:
+    return load(Path(llm.model_path), 0)
 
 
 @pytest.fixture
@@ -96,6 +103,96 @@ def test_traces_go_on(llm: Llama) -> None:
     llm.set_trace(lambda event: events.append(event.pos))
     llm.prefill(TEXT)
     assert max(events) > N_CTX_TRAIN
+
+
+def test_an_interrupt_while_a_session_is_loaded(
+    llm: Llama, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "short.session"
+    llm.prefill(TEXT[:400])
+    llm.save_session(file)
+    llm.eval(TEXT[400:420])
+    expected = llm.logits.tobytes()
+    llm.prefill(TEXT)
+    resize = FollowingContext.resize
+
+    def interrupted(self: FollowingContext, n_tokens: int, shrink: bool) -> object:
+        llm.interrupt()
+        return resize(self, n_tokens, shrink)
+
+    monkeypatch.setattr(FollowingContext, "resize", interrupted)
+    with pytest.raises(InterruptedError):
+        llm.load_session(file)
+    monkeypatch.undo()
+    # one or the other, never a mixture
+    assert llm.tokens == TEXT[:400]
+    llm.eval(TEXT[400:420])
+    assert llm.logits.tobytes() == expected
+
+
+def test_a_session_dir_hands_an_interrupt_on(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with load(path, 0) as writer:
+        writer.prefill(TEXT)
+        writer.save_session(tmp_path / "long.session")
+    with Llama(path, n_batch=128, n_threads=1, infllm=SMALL, session_dir=tmp_path) as llm:
+        resize = FollowingContext.resize
+
+        def interrupted(self: FollowingContext, n_tokens: int, shrink: bool) -> object:
+            llm.interrupt()
+            return resize(self, n_tokens, shrink)
+
+        monkeypatch.setattr(FollowingContext, "resize", interrupted)
+        with pytest.raises(InterruptedError), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            llm.prefill([*TEXT, 5, 6, 7])
+
+
+def test_memory_for_one_context_is_enough(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    with load_like(llm) as other:
+        other.prefill(TEXT[:400])
+        other.eval(TEXT[400:])
+        expected = other.logits.tobytes()
+    llm.prefill(TEXT[:400])
+    make, alive = llm._following._make, []  # type: ignore[union-attr]
+
+    def scarce(size: int) -> _core.Context:
+        if llm._ctx_or_none is not None:
+            raise MemoryError("no room for two")
+        alive.append(size)
+        return make(size)
+
+    monkeypatch.setattr(llm._following, "_make", scarce)
+    llm.eval(TEXT[400:])
+    assert alive == [N_CTX_LONG]
+    assert position(llm) == "infllm"
+    assert llm.tokens == TEXT
+    assert llm.logits.tobytes() == expected
+
+
+def test_where_there_is_no_memory_the_text_stays(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.prefill(TEXT[:400])
+    make = llm._following._make  # type: ignore[union-attr]
+
+    def none_for_more(size: int) -> _core.Context:
+        if size > N_CTX_TRAIN:
+            raise MemoryError("no room for that")
+        return make(size)
+
+    monkeypatch.setattr(llm._following, "_make", none_for_more)
+    with pytest.raises(MemoryError, match="no room for that"):
+        llm.eval(TEXT[400:])
+    assert llm.tokens == TEXT[:400]
+    assert position(llm) == "true"
+    llm.eval(TEXT[400:450])
+    assert llm.tokens == TEXT[:450]
+
+
+def test_what_is_closed_has_no_model(llm: Llama) -> None:
+    model = weakref.ref(llm._model)
+    llm.close()
+    assert model() is None
 
 
 def test_the_limit_follows_from_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

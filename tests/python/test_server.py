@@ -142,5 +142,5 @@ def test_the_environment_of_other_programs() -> None:
     config = InfLLMConfig(n_local=256, search="queries", store_path="/tmp", type_store="q8_0")
     assert environment(config) == "n_local=256,search=queries,store_path=/tmp,type_store=q8_0"
     assert environment(InfLLMConfig(budget="2 MiB", profile="fast")) == f"budget={2 << 20},profile=fast"
-    with pytest.raises(ValueError, match="budget = '100 tokens': other programs"):
+    with pytest.raises(ValueError, match="budget = '100 tokens' is no number of bytes: other programs"):
         environment(InfLLMConfig(budget="100 tokens"))

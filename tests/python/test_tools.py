@@ -215,6 +215,13 @@ def test_a_required_call_is_part_of_the_prompt_that_is_stored(qwen: Llama) -> No
     assert qwen.chat_prompt(QUESTION, **options).endswith("<tool_call>\n")
 
 
+def test_no_call_begins_where_no_answer_does(qwen: Llama) -> None:
+    options: dict[str, Any] = {"tools": [WEATHER], "add_generation_prompt": False}
+    assert qwen.chat_prompt(QUESTION, tool_choice="required", **options) == qwen.chat_prompt(
+        QUESTION, **options
+    )
+
+
 def test_a_schema_holds_for_the_answer(llm: Llama) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     answer = llm.create_chat_completion(
@@ -245,6 +252,10 @@ def test_variables_reach_the_template(llm: Llama) -> None:
         ({"tools": [WEATHER], "tool_choice": {"function": {"name": "add"}}}, "one of get_weather"),
         ({"tool_choice": "required"}, "there are no tools"),
         ({"tools": [WEATHER], "grammar": 'root ::= "a"'}, "grammar and tools"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "strin"}}}]},
+            "no place",
+        ),
         ({"reasoning_format": "deepest"}, "reasoning_format = 'deepest'"),
         ({"chat_template_kwargs": {"x": {1, 2}}}, "JSON: Object of type set"),
     ],

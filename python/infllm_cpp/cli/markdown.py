@@ -17,16 +17,14 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
+from .terminal import visible
+
 _Line: TypeAlias = list[Segment]
 
 _INTERVAL = 0.1  # seconds from one picture of the unfinished block to the next, at least
 _SHARE = 0.2  # of the time, at most, is spent on these pictures
 
 _THEME = Theme({"markdown.code": "cyan"})  # readable on every background
-
-# a model must not move the cursor or clear the screen
-_VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421}
-_VISIBLE |= {i: 0xFFFD for i in range(128, 160)}
 
 # nothing is left out, but cells beyond the columns of a table: HTML, images, definitions of links are text
 _PARSER = MarkdownIt("commonmark", {"html": False}).enable(["strikethrough", "table"])
@@ -151,20 +149,20 @@ class MarkdownAnswer:
 
     def close(self) -> None:
         """Print what is left for good. The cursor is at the begin of a line then."""
-        text, self._rest = _clean(self._rest), ""
+        text, self._rest = visible(self._rest), ""
         self._print(self._lines(text, _parts(text, self._first)), [])
 
     def _show(self) -> None:
         """Print what is finished, and a picture of the rest."""
         # of a line that is not complete nobody knows what it will be
-        text = _clean(self._rest[: self._rest.rfind("\n") + 1])
+        text = visible(self._rest[: self._rest.rfind("\n") + 1])
         finished: list[_Line] = []
         if len(parts := _parts(text, self._first)) > 1:
             finished = self._lines(text, parts, -1)
             self._rest = "\n".join(self._rest.split("\n")[parts[-1].line :])
             self._first = parts[-1]
             self._is_begin = self._is_begin and not finished
-        text = _clean(self._rest)
+        text = visible(self._rest)
         self._print(finished, self._lines(text, _parts(text, self._first)))
 
     def _lines(self, text: str, parts: list[_Part], end: int | None = None) -> list[_Line]:
@@ -196,10 +194,6 @@ class MarkdownAnswer:
             self._console.control(Control(*begin, *up))
             self._console.print(SegmentLines([*finished, *picture], new_lines=True), end="")
         self._n_lines = len(picture)
-
-
-def _clean(text: str) -> str:
-    return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
 def _without_blanks(line: _Line) -> _Line:

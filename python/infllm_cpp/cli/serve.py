@@ -54,9 +54,10 @@ def environment(config: InfLLMConfig | None) -> str:
     """
     if config is None:
         return "0"
-    if "tokens" in str(config.budget):
-        raise ValueError(f"budget = {config.budget!r}: other programs can be told bytes alone")
-    config = config._in_bytes(0)
+    try:
+        config = config._in_bytes(None)
+    except ValueError as err:
+        raise ValueError(f"{err}: other programs can be told bytes alone") from None
     if "," in str(config.store_path):
         raise ValueError(f"store_path = {config.store_path!r} has a comma: a server cannot be told")
     return ",".join(f"{name}={value}" for name, value in config._changes().items()) or "1"
@@ -85,7 +86,7 @@ def server_arguments(
     types = check_context(options.n_ctx, n_batch, options.n_ubatch, options.type_k, options.type_v)
     model = load_model(path, no_alloc=True)
     check_decoder(model, str(path))
-    base = context_options(n_batch, types)
+    base = context_options(n_batch, types, n_seq_max=parallel)
     n_ctx = options.n_ctx
     if n_ctx == 0 and config is None:
         n_ctx = model.n_ctx_train()

@@ -25,12 +25,21 @@ from ..types import Timings
 # a prompt below this is over before a bar can be read
 _N_TOKENS_PROGRESS = 1024
 
+# a model must not move the cursor or clear the screen
+_VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421}
+_VISIBLE |= {i: 0xFFFD for i in range(128, 160)}
+
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def results_console() -> Console:
     """For tables on stdout: as wide as they are when piped."""
     return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 500)
+
+
+def visible(text: str) -> str:
+    """Text of a model as a terminal can be given it: control characters are shown, not obeyed."""
+    return text.replace("\r\n", "\n").translate(_VISIBLE)
 
 
 def note(text: str) -> None:
@@ -40,7 +49,7 @@ def note(text: str) -> None:
 
 def thought(text: str) -> None:
     """Print a piece of what a model thinks before it answers, or, if it is empty, the end of that."""
-    console.print(text or "\n", style="dim italic", markup=False, end="")
+    console.print(visible(text) or "\n", style="dim italic", markup=False, end="")
 
 
 def error(message: object) -> None:
@@ -72,7 +81,7 @@ class PlainAnswer:
 
     def push(self, text: str) -> None:
         """Print a piece."""
-        answer(text)
+        answer(visible(text) if sys.stdout.isatty() else text)
         self._is_empty = False
 
     def close(self) -> None:
