@@ -28,6 +28,10 @@ class FollowingContext:
         """Training length, tokens: that of the first context."""
         return self._sizes.n_ctx_train
 
+    def kind(self, n_tokens: int, n_ctx: int = 0) -> int:
+        """Size of the context for `n_tokens` tokens, or for such that a context of `n_ctx` had before."""
+        return self._sizes.size(max(n_tokens, min(n_ctx, self.n_ctx_train + 1)))
+
     def again(self) -> _core.Context:
         """One as there is now."""
         return self._make(self.size)

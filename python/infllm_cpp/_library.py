@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ class _Entry:
     version: tuple[int, int]
     tokens: npt.NDArray[np.int32]  # empty where it is no session, or of no use
     model: ModelKey | None
+    n_ctx: int = 0  # of its context
 
 
 class SessionLibrary:
@@ -46,13 +47,20 @@ class SessionLibrary:
             )
         self._entries: dict[Path, _Entry] = {}
 
-    def longest(self, prompt: Sequence[int], model: ModelKey) -> tuple[Path | None, int]:
-        """The session of this model that has most of the beginning of a prompt, and how many tokens."""
+    def longest(
+        self, prompt: Sequence[int], model: ModelKey, fits: Callable[[int, int], bool]
+    ) -> tuple[Path | None, int]:
+        """The session of this model that has most of the beginning of a prompt, and how many tokens.
+
+        `fits`: whether one of so many tokens, of a context of so many, is of use for the prompt.
+        """
         self._look()
         wanted = np.asarray(prompt, dtype=np.int32)
         best: tuple[Path | None, int] = (None, 0)
         for path, entry in self._entries.items():
-            n = min(len(entry.tokens), len(wanted)) if entry.model == model else 0
+            if entry.model != model or not fits(len(entry.tokens), entry.n_ctx):
+                continue
+            n = min(len(entry.tokens), len(wanted))
             different = np.flatnonzero(entry.tokens[:n] != wanted[:n])
             n = int(different[0]) if different.size else n
             if n > best[1]:
@@ -83,4 +91,4 @@ def _read(path: Path, version: tuple[int, int]) -> _Entry:
     except ValueError:  # something else
         return _Entry(version, np.empty(0, dtype=np.int32), None)
     tokens = np.asarray(session.tokens(), dtype=np.int32)
-    return _Entry(version, tokens, (notes.model_id, notes.changes))
+    return _Entry(version, tokens, (notes.model_id, notes.changes), notes.n_ctx)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ProgressCallback = Callable[[int, int], object]
 TraceCallback = Callable[[_core.TraceEvent], object]
 
-_N_ANSWER = 512  # tokens: where the context follows the text, answers up to here never move to a longer one
+N_ANSWER = 512  # tokens: where the context follows the text, answers up to here never move to a longer one
 
 
 class Reader:
@@ -409,7 +409,7 @@ class Reader:
             )
 
     def _prefill(self, tokens: list[int], progress: ProgressCallback | None) -> int:
-        self._fit(min(len(tokens) + _N_ANSWER, self._n_ctx), shrink=True)
+        self._fit(min(len(tokens) + N_ANSWER, self._n_ctx), shrink=True)
         ctx = self._ctx
         ctx.check_tokens(len(tokens))  # before anything is forgotten
         n_cached, begin = self._stored.reusable(

@@ -37,18 +37,25 @@ class RopeOptions:
         yarn_orig_ctx: int,
     ) -> RopeOptions:
         """The options; TypeError or ValueError where one is out of range, or has no effect beside another."""
+        numbers = {
+            "rope_freq_base": rope_freq_base,
+            "rope_freq_scale": rope_freq_scale,
+            "yarn_ext_factor": yarn_ext_factor,
+            "yarn_attn_factor": yarn_attn_factor,
+            "yarn_beta_fast": yarn_beta_fast,
+            "yarn_beta_slow": yarn_beta_slow,
+            "yarn_orig_ctx": yarn_orig_ctx,
+        }
+        for name, number in numbers.items():
+            if number is None:
+                raise TypeError(f"{name} = None is not a number: leave it out")
         scaling = choice("rope_scaling_type", rope_scaling_type, ROPE_SCALING_TYPES)
         if rope_freq_base != 0:
             check_range("rope_freq_base", rope_freq_base, 2, 1e15)
         if rope_freq_scale != 0:
             check_range("rope_freq_scale", rope_freq_scale, 0.01, 100)
-        for name, value in (
-            ("yarn_ext_factor", yarn_ext_factor),
-            ("yarn_attn_factor", yarn_attn_factor),
-            ("yarn_beta_fast", yarn_beta_fast),
-            ("yarn_beta_slow", yarn_beta_slow),
-        ):
-            check_range(name, value, -1, 1e6)
+        for name in ("yarn_ext_factor", "yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"):
+            check_range(name, numbers[name], -1, 1e6)
         check_int("yarn_orig_ctx", yarn_orig_ctx, 0, _MAX_POSITIONS)
         if scaling == ROPE_SCALING_TYPES["none"] and rope_freq_scale not in (0, 1):
             raise ValueError(

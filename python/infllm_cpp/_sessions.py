@@ -14,7 +14,7 @@ from . import _core
 from ._checkpoints import Checkpoints
 from ._generation import Generator
 from ._model_changes import ModelChanges, file_id
-from ._reading import ProgressCallback
+from ._reading import N_ANSWER, ProgressCallback
 from ._rope import RopeOptions
 from ._stored import StoredTokens, n_common
 from .config import PARTS, InfLLMConfig
@@ -229,9 +229,8 @@ class SessionOwner(Generator):
         """Load `tokens` into the context, or one of the notes' kind where it follows the text."""
         following = self._following
         size = following.size if following else 0
-        n_train = following.n_ctx_train if following else 0
-        n_tokens = max(len(tokens), min(notes.n_ctx, n_train + 1))
-        ctx = following.resize(min(n_tokens, self._n_ctx), shrink=True) if following else None
+        kind = following.kind(len(tokens), notes.n_ctx) if following else 0
+        ctx = following.resize(min(kind, self._n_ctx), shrink=True) if following else None
         try:
             load(ctx or self._ctx)
         except BaseException:
@@ -261,9 +260,16 @@ class SessionOwner(Generator):
 
     def _take_longest(self, library: SessionLibrary, tokens: list[int]) -> None:
         """Load the session that has more of a prompt than what is stored, if there is one."""
-        n_stored = n_common(self._tokens, tokens)
+        following = self._following
+        kind = following.kind(min(len(tokens) + N_ANSWER, self._n_ctx)) if following else 0
+        # what is in a context of another size than the prompt will have is of no use for it
+        n_stored = n_common(self._tokens, tokens) if not following or following.size == kind else 0
+
+        def fits(n_tokens: int, n_ctx: int) -> bool:
+            return not following or following.kind(n_tokens, n_ctx) == kind
+
         while True:
-            path, n = library.longest(tokens, (self._get_model_id(), self._changes))
+            path, n = library.longest(tokens, (self._get_model_id(), self._changes), fits)
             if path is None or n < n_stored + _N_WORTH:
                 return
             try:

@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -147,6 +148,28 @@ def test_a_session_dir_hands_an_interrupt_on(
         with pytest.raises(InterruptedError), warnings.catch_warnings():
             warnings.simplefilter("error")
             llm.prefill([*TEXT, 5, 6, 7])
+
+
+def test_sessions_of_another_kind_of_context_are_left_alone(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, n in (("long", len(TEXT)), ("short", 450)):
+        with load(path, 0) as writer:
+            writer.prefill(TEXT[:n])
+            writer.save_session(tmp_path / f"{name}.session")
+    loaded: list[str] = []
+    load_one = Llama._load
+
+    def load_and_tell(self: Llama, name: Path, *rest: Any) -> None:
+        loaded.append(name.stem)
+        load_one(self, name, *rest)
+
+    monkeypatch.setattr(Llama, "_load", load_and_tell)
+    with Llama(path, n_batch=128, n_threads=1, infllm=SMALL, session_dir=tmp_path) as llm:
+        assert llm.prefill([*TEXT[:440], 5]) > 300
+        assert llm.prefill([*TEXT[:1400], 5]) > 1200
+        assert llm.prefill([*TEXT[:440], 6]) > 300
+    assert loaded == ["short", "long", "short"]
 
 
 def test_memory_for_one_context_is_enough(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:

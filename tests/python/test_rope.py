@@ -107,7 +107,7 @@ def test_an_answer_depends_on_where_blocks_are(first_layers_path: Path) -> None:
 def test_yarn_extends_the_training_length(first_layers_path: Path) -> None:
     """For the parameters that follow from it, and for every context of an object alike."""
     options = {"rope_scaling_type": "yarn", "rope_freq_scale": 0.25, "yarn_orig_ctx": 1024}
-    with make(first_layers_path, InfLLMConfig(), n_ctx=4096, **options) as llm:
+    with make(first_layers_path, InfLLMConfig(profile="fast"), n_ctx=4096, **options) as llm:
         assert llm.n_ctx_train() == 4096
         assert llm.infllm is not None
         assert llm.infllm.position == "true"
