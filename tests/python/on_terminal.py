@@ -46,7 +46,13 @@ class OnTerminal:
             stdout=self._slave,
             stderr=subprocess.DEVNULL if only_stdout else self._slave,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1", **(env or {})},
+            # a size that others were told is not that of this one
+            env={
+                **{name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")},
+                "TERM": "xterm",
+                "PROMPT_TOOLKIT_NO_CPR": "1",
+                **(env or {}),
+            },
             # the terminal must be the process's own for Ctrl-C to reach it
             preexec_fn=lambda: ioctl(1, termios.TIOCSCTTY, 0),
         )
