@@ -138,17 +138,22 @@ void llama_infllm_divide_fast(uint32_t n_ctx_train, uint32_t n_ubatch, llama_inf
     }
 }
 
-std::string llama_infllm_divide(const llama_infllm_plan & plan, uint32_t n_ubatch, llama_infllm_params & params) {
+std::string llama_infllm_divide(const llama_infllm_plan & plan, uint32_t n_ctx, uint32_t n_ubatch, llama_infllm_params & params) {
     // the ring has the window, the block that is about to leave it, and the ubatch being written, in whole blocks
     const int64_t n_block   = params.block_size;
     const int64_t n_shared  = int64_t(plan.n_cells) - params.n_init - n_block - (n_ubatch + n_block - 1)/n_block*n_block;
     const int64_t n_local   = std::max<int64_t>({ int64_t(SHARE_LOCAL*n_shared)/n_block*n_block, n_ubatch, n_block });
-    const int64_t n_slot    = (n_shared - (n_local + n_block - 1)/n_block*n_block)/n_block;
+    int64_t       n_slot    = (n_shared - (n_local + n_block - 1)/n_block*n_block)/n_block;
     if (n_slot < 1) {
         const uint64_t n_min = GGML_PAD(params.n_init + 4*n_block + 2*n_ubatch, 256);
         return ::format("budget = %llu bytes gives a sequence %u cells: with n_init = %u, block_size = %u and n_ubatch = %u it needs %llu "
                 "at least, %llu bytes", (unsigned long long) params.budget, plan.n_cells, params.n_init, params.block_size, n_ubatch,
                 (unsigned long long) n_min, (unsigned long long) (n_min*plan.bytes_cell));
+    }
+    // whole blocks may leave some cells out, but what fits is to be resident; the buffer is no longer than n_ctx
+    if (plan.limit == LLAMA_INFLLM_LIMIT_N_CTX && params.position == LLAMA_INFLLM_POSITION_TRUE) {
+        const auto cells = infllm::cell_layout::make(params.n_init, uint32_t(n_local), params.block_size, uint32_t(n_slot), n_ubatch);
+        n_slot += cells.n_cells() < n_ctx;
     }
     params.n_local           = uint32_t(n_local);
     params.topk              = uint32_t(n_slot);

@@ -117,7 +117,7 @@ bool llama_infllm_params_resolve(
     if (!has_parts(res)) {
         const auto plan = llama_infllm_plan_cells(*model, *cparams, res, n_ctx, n_ubatch);
         if (res.budget != 0 || plan.n_cells > plan.n_cells_fast) {
-            const std::string too_few = llama_infllm_divide(plan, n_ubatch, res);
+            const std::string too_few = llama_infllm_divide(plan, n_ctx, n_ubatch, res);
             if (!too_few.empty()) {
                 return fail(too_few);
             }

@@ -40,10 +40,6 @@ py::list chat_answer::push(const std::string & text, bool is_final) {
         // what was said before cannot be taken back
     }
 
-    const auto to_str = [](const std::string & s) {
-        return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(s.data(), s.size(), "replace"));
-    };
-
     py::list res;
     for (const auto & diff : diffs) {
         py::dict delta;

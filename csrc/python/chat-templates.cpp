@@ -60,9 +60,13 @@ chat_templates::chat_templates(const model * mdl, const std::string & source, co
     if (!mdl && source.empty()) {
         throw std::invalid_argument("there is neither a model nor a chat template");
     }
-    for (const char * name : { (const char *) nullptr, "tool_use" }) {
-        const char * text = mdl && source.empty() ? llama_model_chat_template(mdl->get(), name) : nullptr;
-        check_source(text ? text : source);
+    if (source.empty()) {
+        for (const char * name : { (const char *) nullptr, "tool_use" }) {
+            const char * text = llama_model_chat_template(mdl->get(), name);
+            check_source(text ? text : "");
+        }
+    } else {
+        check_source(source);
     }
 
     py::gil_scoped_release no_gil;
@@ -222,6 +226,5 @@ chat_prompt chat_templates::apply(const std::string & request) const {
 }
 
 py::str chat_prompt::text() const {
-    // a template may cut a character in two
-    return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(format.prompt.data(), format.prompt.size(), "replace"));
+    return to_str(format.prompt); // a template may cut a character in two
 }

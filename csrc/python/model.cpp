@@ -7,6 +7,10 @@
 #include <algorithm>
 #include <stdexcept>
 
+py::str to_str(const std::string & text) {
+    return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(text.data(), text.size(), "replace"));
+}
+
 ggml_type type_from_name(const std::string & name) {
     for (int type = 0; type < GGML_TYPE_COUNT; ++type) {
         const char * known = ggml_type_name(ggml_type(type)); // nullptr: a number that is not in use
@@ -131,12 +135,7 @@ std::string model::desc() const {
 }
 
 py::dict model::meta() const {
-    // a broken GGUF may hold bytes that are not UTF-8
-    const auto to_str = [](const std::string & s) {
-        return py::reinterpret_steal<py::str>(PyUnicode_DecodeUTF8(s.data(), s.size(), "replace"));
-    };
-
-    py::dict res;
+    py::dict res; // a broken GGUF may hold bytes that are not UTF-8
     for (int32_t i = 0; i < llama_model_meta_count(ptr.get()); ++i) {
         const auto key = get_string([&](char * buf, size_t size) {
             return llama_model_meta_key_by_index(ptr.get(), i, buf, size);

@@ -16,6 +16,9 @@
 
 namespace py = pybind11;
 
+// what is not UTF-8 becomes U+FFFD
+py::str to_str(const std::string & text);
+
 // "f16", "q8_0" or "q4_0"; throws std::invalid_argument
 ggml_type type_from_name(const std::string & name);
 

@@ -40,7 +40,6 @@ PYBIND11_MODULE(_core, m) {
     m.def("llama_version",        &llama_version);
     m.def("system_info",          &llama_print_system_info);
     m.def("set_verbose",          &log_set_verbose, py::arg("verbose"));
-    m.def("log_text",             &log_text);
     m.def("process_check",        &process_check);
     m.def("n_forks",              &process_n_forks);
 
@@ -89,7 +88,6 @@ PYBIND11_MODULE(_core, m) {
 
     py::class_<llama_infllm_plan>(m, "InfLLMPlan", py::module_local())
         .def_readonly("n_cells",        &llama_infllm_plan::n_cells)
-        .def_readonly("n_cells_fast",   &llama_infllm_plan::n_cells_fast)
         .def_readonly("n_cells_train",  &llama_infllm_plan::n_cells_train)
         .def_readonly("n_cells_speed",  &llama_infllm_plan::n_cells_speed)
         .def_readonly("n_cells_memory", &llama_infllm_plan::n_cells_memory)
@@ -201,7 +199,6 @@ PYBIND11_MODULE(_core, m) {
         .def("n_vocab",     [](const model & s) { return llama_vocab_n_tokens   (s.vocab()); })
         .def("token_bos",   [](const model & s) { return llama_vocab_bos        (s.vocab()); })
         .def("token_eos",   [](const model & s) { return llama_vocab_eos        (s.vocab()); })
-        .def("token_eot",   [](const model & s) { return llama_vocab_eot        (s.vocab()); })
         .def("token_nl",    [](const model & s) { return llama_vocab_nl         (s.vocab()); })
         .def("tokens_fim",  [](const model & s) {
             return std::vector<llama_token> { llama_vocab_fim_pre(s.vocab()), llama_vocab_fim_suf(s.vocab()), llama_vocab_fim_mid(s.vocab()) };

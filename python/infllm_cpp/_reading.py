@@ -277,20 +277,19 @@ class Reader:
         following = self._following
         if following is None:
             return []
-        stored = self.tokens
         try:
             ctx = following.resize(n_tokens, shrink)
         except MemoryError:
-            self._resize_alone(following, n_tokens, shrink)
-            return stored
+            return self._resize_alone(following, n_tokens, shrink)
         if ctx is None:
             return []
+        stored = self.tokens
         self._truncate(0)
         self._take(ctx).interrupt_check()  # the new one does not know
         return stored
 
-    def _resize_alone(self, following: FollowingContext, n_tokens: int, shrink: bool) -> None:
-        """Give the context up for one of another size, where memory has no room for both."""
+    def _resize_alone(self, following: FollowingContext, n_tokens: int, shrink: bool) -> list[int]:
+        """As `_fit`, where memory has no room for both contexts: the one there is is given up first."""
         stored = self.tokens
         self._truncate(0)
         self._ctx_or_none = None
@@ -304,6 +303,7 @@ class Reader:
             raise
         ctx.set_trace(self._trace is not None)
         self._ctx_or_none = ctx
+        return stored
 
     def _take(self, ctx: _core.Context) -> _core.Context:
         """Go on with another context; returns the one before."""

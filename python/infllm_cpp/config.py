@@ -231,6 +231,10 @@ class InfLLMConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if value != getattr(default, name)}
 
+    def _is_in_tokens(self) -> bool:
+        """Whether a model has to say how many bytes the budget is."""
+        return self.budget != "auto" and _parse_size("budget", self.budget)[1]
+
     def _in_bytes(self, bytes_per_token: float | None) -> InfLLMConfig:
         """The same with sizes as numbers of bytes."""
         params = self._to_params(bytes_per_token)

@@ -110,9 +110,10 @@ TEST_F(Budget, ProfilesAreInOrder) {
 }
 
 TEST_F(Budget, AContextWithinItsBudgetIsExact) {
-    const uint32_t n_ctx = n_train/2/256*256;
-    const auto cparams = context_params(n_ctx);
+    const uint32_t n_ctx = n_train;
+    const auto cparams = context_params(n_ctx, 50);
     auto params = llama_infllm_default_params();
+    params.n_init  = 10; // no whole block, as the ubatch
     params.profile = LLAMA_INFLLM_PROFILE_EXACT;
     EXPECT_EQ(plan(cparams, params).limit, LLAMA_INFLLM_LIMIT_N_CTX);
 

@@ -194,6 +194,15 @@ def test_memory_for_one_context_is_enough(llm: Llama, monkeypatch: pytest.Monkey
     assert llm.logits.tobytes() == expected
 
 
+def test_a_token_does_not_copy_those_before_it(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
+    llm.prefill(TEXT[:400])
+    copies: list[int] = []
+    monkeypatch.setattr(Llama, "tokens", property(lambda self: copies.append(1) or list(self._tokens)))
+    for token in TEXT[400:410]:
+        llm.eval([token])
+    assert not copies
+
+
 def test_where_there_is_no_memory_the_text_stays(llm: Llama, monkeypatch: pytest.MonkeyPatch) -> None:
     llm.prefill(TEXT[:400])
     make = llm._following._make  # type: ignore[union-attr]

@@ -109,7 +109,7 @@ def _exact(plan: _core.InfLLMPlan, n_ctx: int, n_cells: int) -> str:
         3: f"the training length is {plan.n_cells_train:,} tokens",
         4: "by the profile attention should not read more than "
         f"{format_bytes(plan.n_cells_speed * plan.bytes_cell)} for a token",
-        5: "there is memory for no more",
+        5: f"there is memory for {plan.n_cells_memory:,} tokens (profile = fast is the least)",
     }
     return f"up to {min(n_ctx, n_cells):,} tokens as llama.cpp, bit for bit: {reasons[plan.limit]}"
 

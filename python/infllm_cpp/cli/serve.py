@@ -122,6 +122,8 @@ def server_config(options: RunOptions) -> InfLLMConfig | None:
     config = options.config()
     if config is None:
         return None
+    if not config._is_in_tokens():
+        return config._in_bytes(None)
     types = check_context(options.n_ctx, options.batch(), options.n_ubatch, options.type_k, options.type_v)
     return config._in_bytes(kv_bytes_per_token(load_model(options.path(), no_alloc=True), *types))
 
