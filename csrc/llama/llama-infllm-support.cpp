@@ -49,12 +49,15 @@ void llama_infllm_for_each_layer(const llama_model & model, const std::function<
     }
 }
 
-uint32_t llama_infllm_n_layer(const llama_model * model, uint64_t * n_k, uint64_t * n_v) {
+uint32_t llama_infllm_n_layer(const llama_model * model, ggml_backend_dev_t dev, uint64_t * n_k, uint64_t * n_v) {
     const auto & hparams = model->hparams;
 
     uint32_t res = 0;
     *n_k = *n_v = 0;
     llama_infllm_for_each_layer(*model, [&](uint32_t il) {
+        if (dev && dev != model->dev_layer(il)) {
+            return;
+        }
         res  += 1;
         *n_k += hparams.n_embd_k_gqa(il);
         *n_v += hparams.is_mla() ? 0 : hparams.n_embd_v_gqa(il);
@@ -93,7 +96,7 @@ static std::string why_not_attention(const llama_model & model, const llama_cont
         { llama_model_has_encoder(&model),                         "it has an encoder" },
         { !causal,                                                 "its attention is not causal" },
         { llama_model_is_recurrent(&model),                        "it has no attention" },
-        { llama_infllm_n_layer(&model, &n_k, &n_v) == 0,           "no layer of it attends to all tokens" },
+        { llama_infllm_n_layer(&model, nullptr, &n_k, &n_v) == 0,           "no layer of it attends to all tokens" },
         { hparams.indexer_head_size > 0,                           "it selects tokens by itself, with an indexer" },
         { model.arch == LLM_ARCH_GROK,                             "flash attention cannot compute it" },
         { model.arch == LLM_ARCH_DFLASH,                           "it writes the cache by itself" },

@@ -198,7 +198,8 @@ LLAMA_API uint32_t llama_infllm_n_cells(const struct llama_infllm_params * param
 
 // The layers of a model that attend to all tokens, which the InfLLM memory is for; n_k, n_v: values of K and V that a token has
 // in all of them. Others, of a hybrid model or with a sliding window, keep llama.cpp's memory, which does not grow with n_ctx.
-LLAMA_API uint32_t llama_infllm_n_layer(const struct llama_model * model, uint64_t * n_k, uint64_t * n_v);
+// dev: of the layers on this device alone, NULL: of all
+LLAMA_API uint32_t llama_infllm_n_layer(const struct llama_model * model, ggml_backend_dev_t dev, uint64_t * n_k, uint64_t * n_v);
 
 // bytes of the representative keys of n_block blocks, with resolved parameters
 LLAMA_API uint64_t llama_infllm_repr_bytes(const struct llama_model * model, const struct llama_infllm_params * params, uint32_t n_block);

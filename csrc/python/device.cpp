@@ -60,6 +60,18 @@ std::vector<device_info> rpc_devices(const std::string & endpoint) {
     return res;
 }
 
+std::vector<ggml_backend_dev_t> all_devices() {
+    std::vector<ggml_backend_dev_t> res;
+    for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+        res.push_back(ggml_backend_dev_get(i));
+    }
+    std::lock_guard<std::mutex> lock(mutex);
+    for (const auto & it : remote) {
+        res.push_back(it.second);
+    }
+    return res;
+}
+
 ggml_backend_dev_t find_device(const std::string & name) {
     {
         std::lock_guard<std::mutex> lock(mutex);

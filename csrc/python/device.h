@@ -27,7 +27,10 @@ std::vector<device_info> local_devices();
 // throws std::runtime_error when there is no RPC backend in this build, or no such server
 std::vector<device_info> rpc_devices(const std::string & endpoint);
 
-// any of the above, by name; throws std::invalid_argument
+// all that a model can be on: those of this machine, the CPU among them, and of servers
+std::vector<ggml_backend_dev_t> all_devices();
+
+// GPUs, and devices of servers, by name; throws std::invalid_argument
 ggml_backend_dev_t find_device(const std::string & name);
 
 // whether a device belongs to an RPC server

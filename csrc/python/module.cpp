@@ -187,8 +187,19 @@ PYBIND11_MODULE(_core, m) {
         .def("kv_layers",   [](const model & s) {
             uint64_t n_k;
             uint64_t n_v;
-            const uint32_t n_layer = llama_infllm_n_layer(s.get(), &n_k, &n_v);
+            const uint32_t n_layer = llama_infllm_n_layer(s.get(), nullptr, &n_k, &n_v);
             return std::make_tuple(n_layer, n_k, n_v);
+        })
+        .def("kv_devices",  [](const model & s) {
+            std::vector<std::tuple<std::string, uint32_t, uint64_t, uint64_t>> res;
+            for (ggml_backend_dev_t dev : all_devices()) {
+                uint64_t n_k;
+                uint64_t n_v;
+                if (const uint32_t n_layer = llama_infllm_n_layer(s.get(), dev, &n_k, &n_v)) {
+                    res.emplace_back(ggml_backend_dev_name(dev), n_layer, n_k, n_v);
+                }
+            }
+            return res;
         })
         .def("infllm_repr_bytes", [](const model & s, const llama_infllm_params & params, uint32_t n_block) {
             return llama_infllm_repr_bytes(s.get(), &params, n_block);

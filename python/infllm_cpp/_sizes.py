@@ -30,6 +30,17 @@ _BYTES_32 = {
 def kv_bytes_per_token(model: _core.Model, type_k: str, type_v: str) -> float:
     """Bytes of K and V of one token in all layers that attend to all tokens."""
     _, n_k, n_v = model.kv_layers()
+    return _kv_bytes(n_k, n_v, type_k, type_v)
+
+
+def kv_bytes_by_device(model: _core.Model, type_k: str, type_v: str) -> dict[str, tuple[int, float]]:
+    """The layers that a device has of these, and their bytes per token, by its name."""
+    return {
+        name: (n_layer, _kv_bytes(n_k, n_v, type_k, type_v)) for name, n_layer, n_k, n_v in model.kv_devices()
+    }
+
+
+def _kv_bytes(n_k: int, n_v: int, type_k: str, type_v: str) -> float:
     return (n_k * _BYTES_32[type_k] + n_v * _BYTES_32[type_v]) / 32
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import socket
 import subprocess
 import sys
@@ -138,6 +139,23 @@ def test_layers_split_across_two_devices(
     for server, n_layer, n_search in zip(servers, (7, 2), (3, 0), strict=True):
         for n_bytes in (n_layer * per_layer, n_search * per_search):
             assert n_bytes == 0 or any(n_bytes <= n <= n_bytes + 4096 for n in server.buffer_sizes())
+
+
+def test_info_tells_what_each_device_will_hold(
+    start_server: StartServer, infllm: Run, first_layers_path: Path
+) -> None:
+    servers = [start_server(), start_server()]
+    devices = [arg for server in servers for arg in ("--rpc", server.address)]
+    args = ["info", "-m", str(first_layers_path), "--n-ctx", "1280"]
+    told = infllm(*args, *devices, "--tensor-split", "2,1").stdout
+
+    with Llama(first_layers_path, n_ctx=1280) as llm:
+        stats = llm.stats()
+    assert stats is not None
+    for layers in (7, 2):  # and the output
+        per_device = stats.bytes_resident / stats.n_layer * layers / 2**20
+        assert re.search(rf"on RPC\d+ +{layers} layers, {per_device:.1f} MiB resident", told), told
+    assert not re.search(r"^on ", infllm(*args).stdout, re.MULTILINE)
 
 
 def test_a_sequence_that_shrinks_and_grows(

@@ -16,9 +16,10 @@ from conftest import SMALL, Run
 from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.cli.eval import parse_list, parse_numbers, parse_sweep
 from infllm_cpp.evaluation import report, runner
+from infllm_cpp.evaluation.logits import perplexity
 from infllm_cpp.evaluation.methods import load_method
 from infllm_cpp.evaluation.prose import load_prose, sentences
-from infllm_cpp.evaluation.runner import Plan, perplexity, read_results, run
+from infllm_cpp.evaluation.runner import Plan, read_results, run
 from infllm_cpp.evaluation.tasks import N_ANSWER, RETRIEVAL, WHOLE, Haystack, fill
 
 
@@ -206,7 +207,7 @@ def test_perplexity_is_that_of_the_logits(llm: Llama, haystack: Haystack) -> Non
 def test_the_divergence_is_that_of_the_logits(
     first_layers_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infllm_cpp.evaluation.runner.BUCKET", 100)
+    monkeypatch.setattr("infllm_cpp.evaluation.logits.BUCKET", 100)
     plan = Plan(
         model=first_layers_path,
         tasks=["divergence"],
@@ -243,7 +244,7 @@ def test_the_divergence_is_that_of_the_logits(
 def test_texts_of_every_length_end_with_the_same_passage(
     model_path: Path, prose: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("infllm_cpp.evaluation.runner.BUCKET", 128)
+    monkeypatch.setattr("infllm_cpp.evaluation.logits.BUCKET", 128)
     plan = Plan(
         model=model_path,
         tasks=["perplexity"],

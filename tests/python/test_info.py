@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,17 +124,32 @@ def test_a_store_is_compared_with_the_memory_there_is(
     assert re.search(r"store_max_bytes = 1.0 MiB: room for 2,\d{3} tokens: n_ctx", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("model", ["llama", "smollm2"])
+@pytest.mark.parametrize(
+    "changes", [{}, {"type_k": "q8_0", "type_v": "q4_0"}, {"type_store": "q8_0", "n_repr": 4}], ids=str
+)
 def test_a_full_context_takes_what_was_said(
-    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+    models: dict[str, str],
+    first_layers_path: Path,
+    model: str,
+    changes: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = RunOptions(model=models["llama"], n_ctx=4096, n_threads=1)
+    path = str(first_layers_path) if model == "smollm2" else models[model]
+    options = RunOptions(model=path, n_ctx=4096, n_threads=1, profile="fast", **changes)
     print_info(options)
-    said = re.search(r"([\d.]+) KiB resident .*, ([\d.]+) MiB in the store", capsys.readouterr().out)
-    assert said is not None
+    said = dict(
+        (what, float(number) * {"KiB": 2**10, "MiB": 2**20}[unit])
+        for number, unit, what in re.findall(
+            r"([\d.]+) (KiB|MiB) (resident|of representative keys|in the store)",
+            capsys.readouterr().out.split("InfLLM memory")[1],
+        )
+    )
     with options.load() as llm:
         llm.prefill([5] * 4096)
         stats = llm.stats()
     assert stats is not None
-    assert float(said[1]) * 1024 == stats.bytes_resident
+    assert said["resident"] == pytest.approx(stats.bytes_resident, rel=0.05)
+    assert said["of representative keys"] == pytest.approx(stats.bytes_repr, rel=0.05)
     # the window ends within a block, which is not stored
-    assert float(said[2]) * 2**20 == pytest.approx(stats.bytes_store_kv, rel=0.05)
+    assert said["in the store"] == pytest.approx(stats.bytes_store_kv, rel=0.05)

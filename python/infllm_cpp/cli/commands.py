@@ -260,6 +260,8 @@ def info(
 
         infllm info -m model.gguf --n-ctx 1000000 --type-k q8_0 --type-v q8_0
 
+        infllm info -m model.gguf -ngl 20
+
         infllm info book.session --verify
     """
     if session is not None:

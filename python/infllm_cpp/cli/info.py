@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .. import _core
+from .._devices import choose_devices
 from .._format import format_bytes
 from .._loading import (
     KVType,
@@ -19,7 +20,7 @@ from .._loading import (
     resolve_context,
 )
 from .._sessions import open_session
-from .._sizes import context_bytes, kv_bytes_per_token
+from .._sizes import context_bytes, kv_bytes_by_device, kv_bytes_per_token
 from .._system import available_memory
 from ..config import InfLLMConfig
 from . import terminal as term
@@ -34,7 +35,12 @@ def print_info(options: ModelOptions) -> None:
     types = check_context(options.n_ctx, options.batch(), options.n_ubatch, options.type_k, options.type_v)
     config = options.config()
     path = options.path()
-    model = load_model(path, no_alloc=True)
+    devices = options.device_options()
+    tensor_split = devices.pop("tensor_split") or ()
+    n_gpu_layers, names = choose_devices(**devices)
+    model = load_model(
+        path, no_alloc=True, n_gpu_layers=n_gpu_layers, devices=names, tensor_split=tensor_split
+    )
     meta = model.meta()
     n_ctx_train = model.n_ctx_train()
 
@@ -161,6 +167,11 @@ def _print_memory(
         f"n_init {used.n_init}, n_local {used.n_local}, block_size {used.block_size}, "
         f"topk {used.topk}, max_cached_blocks {used.max_cached_blocks}, position {used.position}",
     )
+
+    by_device = kv_bytes_by_device(model, *types)
+    if list(by_device) != ["CPU"]:
+        for name, (n_layer, per_cell) in by_device.items():
+            _row(f"on {name}", f"{n_layer} layers, {format_bytes(size.n_cells * per_cell)} resident")
 
     available = available_memory()
     has = "unknown" if available is None else f"{format_bytes(available)} available"

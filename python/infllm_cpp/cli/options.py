@@ -39,7 +39,7 @@ _MODEL, _MEMORY, _SAMPLING = "Model and context", "InfLLM memory", "Sampling"
 
 @dataclass
 class ModelOptions:
-    """Which model, and what its context would be."""
+    """Which model, where its layers are, and what its context would be."""
 
     model: Annotated[
         str | None,
@@ -68,6 +68,28 @@ class ModelOptions:
     ] = None
     type_k: Annotated[str, _option(_MODEL, "K: f16, bf16, q8_0, q5_1, q5_0, q4_1, q4_0, iq4_nl.")] = "f16"
     type_v: Annotated[str, _option(_MODEL, "V: likewise.")] = "f16"
+
+    n_gpu_layers: Annotated[
+        int | None,
+        _option(
+            _MODEL,
+            "Layers to keep on devices; -1: all.",
+            "-ngl",
+            "--n-gpu-layers",
+            default="all with --device or --rpc, else 0",
+        ),
+    ] = None
+    device: Annotated[
+        list[str] | None, _option(_MODEL, "GPU to use, such as CUDA0; can be repeated.", default="all")
+    ] = None
+    rpc: Annotated[
+        list[str] | None,
+        _option(_MODEL, "Address host:port of an RPC server to use; can be repeated.", default="none"),
+    ] = None
+    tensor_split: Annotated[
+        str | None,
+        _option(_MODEL, "Share of the layers for each device, such as 3,1.", default="by free memory"),
+    ] = None
 
     no_infllm: Annotated[bool, _option(_MEMORY, "Plain llama.cpp.", "--no-infllm")] = False
     budget: Annotated[
@@ -186,6 +208,25 @@ class ModelOptions:
             return fetch_model(models.MODELS[self.model])
         return models.find(self.model)
 
+    def device_options(self) -> dict[str, Any]:
+        """As keyword arguments of `Llama`."""
+        return {
+            "n_gpu_layers": self.n_gpu_layers,
+            "devices": self.device,
+            "rpc_servers": self.rpc or (),
+            "tensor_split": self._tensor_split(),
+        }
+
+    def _tensor_split(self) -> list[float] | None:
+        if self.tensor_split is None:
+            return None
+        try:
+            return [float(share) for share in self.tensor_split.split(",")]
+        except ValueError:
+            raise ValueError(
+                f"tensor_split = {self.tensor_split!r} is not a list of numbers, such as 3,1"
+            ) from None
+
 
 @dataclass
 class RunOptions(ModelOptions):
@@ -193,27 +234,6 @@ class RunOptions(ModelOptions):
 
     n_threads: Annotated[
         int | None, _option(_MODEL, "Threads.", "-t", "--n-threads", default="physical cores")
-    ] = None
-    n_gpu_layers: Annotated[
-        int | None,
-        _option(
-            _MODEL,
-            "Layers to keep on devices; -1: all.",
-            "-ngl",
-            "--n-gpu-layers",
-            default="all with --device or --rpc, else 0",
-        ),
-    ] = None
-    device: Annotated[
-        list[str] | None, _option(_MODEL, "GPU to use, such as CUDA0; can be repeated.", default="all")
-    ] = None
-    rpc: Annotated[
-        list[str] | None,
-        _option(_MODEL, "Address host:port of an RPC server to use; can be repeated.", default="none"),
-    ] = None
-    tensor_split: Annotated[
-        str | None,
-        _option(_MODEL, "Share of the layers for each device, such as 3,1.", default="by free memory"),
     ] = None
     verbose: Annotated[bool, _option(_MODEL, "Print llama.cpp's log.", "--verbose")] = False
 
@@ -224,10 +244,7 @@ class RunOptions(ModelOptions):
             "n_batch": self.batch(),
             "n_ubatch": self.n_ubatch,
             "n_threads": self.n_threads,
-            "n_gpu_layers": self.n_gpu_layers,
-            "devices": self.device,
-            "rpc_servers": self.rpc or (),
-            "tensor_split": self._tensor_split(),
+            **self.device_options(),
             "type_k": self.type_k,
             "type_v": self.type_v,
             "verbose": self.verbose,
@@ -273,16 +290,6 @@ class RunOptions(ModelOptions):
         return replace(
             res, n_local=config.n_local, topk=config.topk, max_cached_blocks=config.max_cached_blocks
         )
-
-    def _tensor_split(self) -> list[float] | None:
-        if self.tensor_split is None:
-            return None
-        try:
-            return [float(share) for share in self.tensor_split.split(",")]
-        except ValueError:
-            raise ValueError(
-                f"tensor_split = {self.tensor_split!r} is not a list of numbers, such as 3,1"
-            ) from None
 
 
 @dataclass

@@ -11,7 +11,8 @@ import numpy as np
 from rich.table import Table
 
 from .._format import format_bytes
-from .runner import BUCKET, Result, mean_perplexity
+from .logits import BUCKET, mean_perplexity
+from .runner import Result
 from .tasks import OF_TEXT
 
 if TYPE_CHECKING:

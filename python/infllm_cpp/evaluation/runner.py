@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..config import InfLLMConfig
 from ..llama import Llama, ProgressCallback
 from ..passkey import is_right
+from .logits import Logits, divergence, log_probs, perplexity
 from .methods import load_method
 from .prose import load_prose
 from .tasks import N_ANSWER, OF_FILLER, OF_TEXT, WHOLE, Haystack, Question, fill
-
-BUCKET = 2048  # tokens of a bucket of perplexity
-STEP = 256  # tokens whose logits are in memory at a time
 
 Result = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -101,8 +97,8 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     list of dict
         ``task, method, config, length, depth, seed``, and ``n_right, n_asked, answers`` for retrieval, or for
         perplexity ``end`` (where the text ends in the prose, tokens), ``buckets`` (``[begin, end, mean
-        negative log likelihood]``) and ``last`` (that of the last `BUCKET` tokens), for divergence what
-        `divergence()` returns; ``seconds``, ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
+        negative log likelihood]``) and ``last`` (that of the last `logits.BUCKET` tokens), for divergence
+        what `divergence()` returns; ``seconds``, ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
     """
     wanted = [
         ((method, config, length), task, depth, seed)
@@ -134,6 +130,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
 
     llm: Llama | None = None
     haystack: Haystack | None = None
+    exact: dict[int, Logits] = {}  # of full attention, by length
     current = None
     try:
         for context, task, depth, seed in todo:
@@ -161,8 +158,10 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
                 text = [token for s in haystack.cut(result["end"] - 1) for token in s]
                 tokens = haystack.begin + text[-(length - 1) :]
                 if task == "divergence":
-                    with load_method("full", plan.model, length, context[1], **plan.options) as exact:
-                        result.update(divergence(llm, exact, tokens, update))
+                    if length not in exact:
+                        with load_method("full", plan.model, length, context[1], **plan.options) as full:
+                            exact[length] = log_probs(full, tokens, update)
+                    result.update(divergence(llm, exact[length], tokens, update))
                 else:
                     result["buckets"], result["last"] = perplexity(llm, tokens, update)
             else:
@@ -206,73 +205,3 @@ def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: 
         "expected": [question.answer for question in questions],
         "decode_tok_s": float(np.median(speeds)),
     }
-
-
-def perplexity(
-    llm: Llama, tokens: list[int], progress: ProgressCallback
-) -> tuple[list[tuple[int, int, float]], float]:
-    """Mean negative log likelihood of the tokens, in nats per token.
-
-    Returns
-    -------
-    buckets : list of tuple
-        Begin, end and mean of every `BUCKET` positions.
-    last : float
-        Mean of the last `BUCKET` tokens.
-    """
-    llm.reset()
-    losses = np.empty(len(tokens) - 1)
-    for i in range(0, len(tokens) - 1, STEP):
-        batch = tokens[i : i + STEP]
-        following = tokens[i + 1 : i + 1 + len(batch)]
-        logits = _log_softmax(llm.eval(batch, all_logits=True)[: len(following)])
-        losses[i : i + len(following)] = -logits[np.arange(len(following)), following]
-        progress(i + len(batch), len(tokens))
-    buckets = [
-        (begin, min(begin + BUCKET, len(tokens)), float(losses[begin : begin + BUCKET].mean()))
-        for begin in range(0, len(losses), BUCKET)
-    ]
-    return buckets, float(losses[-BUCKET:].mean())
-
-
-def divergence(llm: Llama, exact: Llama, tokens: list[int], progress: ProgressCallback) -> Result:
-    """How far the next tokens of `llm` are from those of `exact`, over the last `BUCKET` tokens.
-
-    Returns
-    -------
-    dict
-        ``kl_mean, kl_median, kl_99``: of the Kullback-Leibler divergence KL(exact || llm), in nats per token,
-        mean, median and the 99th percentile; ``same_token``: share of positions with the same most likely
-        token.
-    """
-    llm.reset()
-    exact.reset()
-    first = max(0, len(tokens) - BUCKET)
-    values: list[float] = []
-    same: list[bool] = []
-    for i in range(0, len(tokens), STEP):
-        batch = tokens[i : i + STEP]
-        ours, theirs = llm.eval(batch, all_logits=True), exact.eval(batch, all_logits=True)
-        for row in range(max(0, first - i), len(batch)):  # a row can have 262,144 values
-            p, q = _log_softmax(theirs[row : row + 1])[0], _log_softmax(ours[row : row + 1])[0]
-            values.append(float((np.exp(p) * (p - q)).sum()))
-            same.append(bool(p.argmax() == q.argmax()))
-        progress(i + len(batch), len(tokens))
-    return {
-        "kl_mean": float(np.mean(values)),
-        "kl_median": float(np.median(values)),
-        "kl_99": float(np.percentile(values, 99)),
-        "same_token": float(np.mean(same)),
-    }
-
-
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    shifted: npt.NDArray[np.float32] = logits - logits.max(axis=1, keepdims=True)
-    norm: npt.NDArray[np.float64] = np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float64)
-    return shifted - np.log(norm).astype(np.float32)
-
-
-def mean_perplexity(buckets: Sequence[tuple[int, int, float]]) -> float:
-    """Perplexity over all buckets."""
-    n_total = sum(end - begin for begin, end, _ in buckets)
-    return math.exp(sum((end - begin) * loss for begin, end, loss in buckets) / n_total)
