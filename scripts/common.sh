@@ -1,4 +1,4 @@
-# Sourced by quickstart.sh and test.sh: checks what they need, and makes the virtual environment.
+# Sourced by quickstart.sh, test.sh and cross.sh: checks what they need, and makes the virtual environment.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -28,21 +28,26 @@ missing_packages() {
     [ "${1:-}" != gtest ] || has_header gtest/gtest.h || echo libgtest-dev
 }
 
+# install_packages "PACKAGES": by apt, or print the one command that does
+install_packages() {
+    command -v apt-get > /dev/null ||
+        fail "Needed and not found: $1 (Debian's names); install them with this system's package manager."
+    [ "$(id -u)" -eq 0 ] ||
+        fail "Needed and not found: $1; install with: sudo apt-get install -y $1"
+    step "Installing $1"
+    apt-get update -qq || echo "apt-get update failed; trying with the package lists at hand" >&2
+    # shellcheck disable=SC2086 # one word a package
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $1 < /dev/null > /dev/null ||
+        fail "apt-get could not install $1: see its messages above."
+}
+
 # check_tools [gtest]: install what is missing, or print the one command that does
 check_tools() {
     local packages
     packages=$(missing_packages "$@")
     packages=${packages//$'\n'/ }
     if [ -n "$packages" ]; then
-        command -v apt-get > /dev/null ||
-            fail "Needed and not found: $packages (Debian's names); install them with this system's package manager."
-        [ "$(id -u)" -eq 0 ] ||
-            fail "Needed and not found: $packages; install with: sudo apt-get install -y $packages"
-        step "Installing $packages"
-        apt-get update -qq || echo "apt-get update failed; trying with the package lists at hand" >&2
-        # shellcheck disable=SC2086 # one word a package
-        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages < /dev/null > /dev/null ||
-            fail "apt-get could not install $packages: see its messages above."
+        install_packages "$packages"
         packages=$(missing_packages "$@")
         [ -z "$packages" ] ||
             fail "Still not found after the installation: ${packages//$'\n'/ }; set CC, CXX and PYTHON to the system's own programs."

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "block-memory.h"
+#include "temp-file.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -11,15 +12,11 @@
 namespace infllm {
 
 // Memory in a temporary file, for blocks of one size: the system writes them in the background, and keeps those in RAM that were used
-// last. Room on the disk is taken before it is used, so that a full disk is found when memory is taken. The file has no name, and is
-// gone with the process. Throws std::runtime_error where it cannot be made.
+// last. Room on the disk is taken before it is used, so that a full disk is found when memory is taken. Throws std::runtime_error where
+// it cannot be made.
 class file_slabs : public block_memory {
 public:
     file_slabs(const std::string & folder, size_t block_bytes);
-    ~file_slabs() override;
-
-    file_slabs(const file_slabs &)             = delete;
-    file_slabs & operator=(const file_slabs &) = delete;
 
     size_t take(size_t n, size_t n_more, uint8_t ** res) override;
     void   give(uint8_t * block) override;
@@ -27,18 +24,12 @@ public:
     uint64_t room() const; // bytes that can still be taken
 
 private:
-    struct slab {
-        uint8_t * data;
-        size_t    size;
-    };
-
     const size_t n_bytes;
     const size_t n_slab; // bytes of a slab, whole pages
 
-    int fd = -1;
-
     mutable std::mutex     mutex;
-    std::vector<slab>      slabs;
+    temp_file              file;
+    size_t                 n_slabs = 0;
     std::vector<uint8_t *> blocks; // that are free
 
     bool grow(); // false: the disk is full

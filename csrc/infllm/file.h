@@ -11,7 +11,8 @@ int64_t process_id();
 // bytes of a mapped file will be read soon: the system may begin with it, of several ranges at a time
 void prefetch(const void * data, size_t size);
 
-// A file of this machine: read through a map, written in place. What fails throws std::runtime_error, a sentence with its name.
+// A file of this machine, named in UTF-8: read through a map, written in place. What fails throws std::runtime_error, a sentence with its
+// name. See file-posix.cpp and file-windows.cpp.
 class file {
 public:
     enum mode { READ, CREATE }; // what is there already is emptied by CREATE
@@ -38,11 +39,17 @@ public:
     // path names it from now on, instead of whatever it named before
     void move_to(const std::string & path);
 
+    void remove(); // the name goes now, the bytes when it is closed
+
     const std::string & get_path() const { return path; }
 
 private:
     std::string path;
+#ifdef _WIN32
+    void      * handle = nullptr;
+#else
     int         fd    = -1;
+#endif
     uint8_t   * map   = nullptr;
     size_t      n_map = 0;
     bool        can_write = false;

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cstddef>
-#include <cstdio>
 #include <cstring>
 #include <stdexcept>
 
@@ -26,7 +25,7 @@ session_file::session_file(const std::string & path, file::mode mode) : disk(pat
 
 session_file::~session_file() {
     if (!target.empty()) {
-        std::remove(disk.get_path().c_str()); // it never was complete
+        disk.remove(); // it never was complete
     }
 }
 

@@ -1,6 +1,7 @@
 #include "llama-infllm-impl.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <limits>
@@ -52,14 +53,14 @@ static uint64_t cgroup_free() {
     return used < max ? max - used : 0;
 }
 
-uint64_t llama_infllm_ram_free() {
+static uint64_t system_free() {
     const uint64_t kib = read_number("/proc/meminfo", "MemAvailable:");
     return std::min(kib == UNKNOWN ? UNKNOWN : 1024*kib, cgroup_free());
 }
 
 #elif defined(_WIN32)
 
-uint64_t llama_infllm_ram_free() {
+static uint64_t system_free() {
     MEMORYSTATUSEX status = {};
     status.dwLength = sizeof(status);
     return GlobalMemoryStatusEx(&status) ? uint64_t(status.ullAvailPhys) : UNKNOWN;
@@ -67,7 +68,7 @@ uint64_t llama_infllm_ram_free() {
 
 #elif defined(__APPLE__)
 
-uint64_t llama_infllm_ram_free() {
+static uint64_t system_free() {
     vm_statistics64_data_t stats;
     mach_msg_type_number_t n = HOST_VM_INFO64_COUNT;
     if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&stats), &n) != KERN_SUCCESS) {
@@ -78,11 +79,16 @@ uint64_t llama_infllm_ram_free() {
 
 #else
 
-uint64_t llama_infllm_ram_free() {
+static uint64_t system_free() {
     return UNKNOWN;
 }
 
 #endif
+
+uint64_t llama_infllm_ram_free() {
+    const uint64_t n = system_free();
+    return n == UNKNOWN ? n : std::min<uint64_t>(n, PTRDIFF_MAX); // a process of 32 bits reaches no more
+}
 
 bool llama_infllm_ram_has(uint64_t size) {
     if (size <= llama_infllm_ram_free()) {

@@ -7,9 +7,13 @@ llama.cpp with the InfLLM memory (Xiao et al. 2024, arXiv 2402.04617):
 >>> llm("The capital of France is", max_tokens=8, temperature=0)["choices"][0]["text"]
 """
 
+import os
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+if sys.platform == "win32":  # where an extension's libraries are looked for in no other folder
+    os.add_dll_directory(str(Path(__file__).resolve().parent / "lib"))
 try:
     from . import _core
 except ImportError as err:  # libcuda.so.1, for example, comes with the driver

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _UNLIMITED = 2**60  # version 1 of cgroups writes a number near 2**63
+
+
+class _MemoryStatus(ctypes.Structure):
+    """``MEMORYSTATUSEX`` of Windows."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),  # percent
+        ("total", ctypes.c_uint64),
+        ("available", ctypes.c_uint64),
+        ("other", ctypes.c_uint64 * 5),
+    )
 
 
 def available_memory() -> int | None:
@@ -19,6 +33,9 @@ def _machine_available() -> int | None:
     for line in read_text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        status = _MemoryStatus(size=ctypes.sizeof(_MemoryStatus))
+        return status.available if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -2,16 +2,16 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
+#include <random>
 #include <stdexcept>
 #include <string>
 
 // a folder of a test's own, gone with it
 class temp_folder {
 public:
-    temp_folder() : path(testing::TempDir() + "/infllm-XXXXXX") { // mkdtemp() fills in the rest
-        if (!mkdtemp(&path[0])) {
+    temp_folder() : path(testing::TempDir() + "infllm-" + std::to_string(std::random_device()())) {
+        if (!std::filesystem::create_directory(path)) {
             throw std::runtime_error("no folder in " + testing::TempDir());
         }
     }
@@ -32,5 +32,5 @@ public:
     }
 
 private:
-    std::string path;
+    const std::string path;
 };

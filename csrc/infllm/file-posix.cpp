@@ -1,16 +1,18 @@
-#include "file.h"
-
-#include <stdexcept>
-
 #ifndef _WIN32
+
+#include "file.h"
+#include "temp-file.h"
 
 #include <cerrno>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fcntl.h>
+#include <stdexcept>
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 namespace infllm {
@@ -41,6 +43,11 @@ file::file(const std::string & path, mode m) : path(path) {
     if (m == READ && (::fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))) {
         ::close(fd);
         throw std::runtime_error(path + " is not a file");
+    }
+    if (m == READ && uint64_t(st.st_size) > SIZE_MAX) {
+        ::close(fd);
+        errno = EFBIG;
+        fail("cannot be mapped");
     }
     if (m == READ && st.st_size > 0) {
         void * res = ::mmap(nullptr, size_t(st.st_size), PROT_READ, MAP_SHARED, fd, 0);
@@ -123,26 +130,45 @@ void file::move_to(const std::string & to) {
     }
 }
 
-} // namespace infllm
+void file::remove() {
+    ::unlink(path.c_str());
+}
 
-#else
+temp_file::temp_file(const std::string & folder) {
+    std::string path = folder + "/infllm-store-XXXXXX";
+    fd = ::mkstemp(&path[0]);
+    if (fd < 0) {
+        throw std::runtime_error(std::strerror(errno));
+    }
+    ::unlink(path.c_str());
+    ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
 
-namespace infllm {
+temp_file::~temp_file() {
+    for (const auto & m : maps) {
+        ::munmap(m.data, m.size);
+    }
+    ::close(fd);
+}
 
-int64_t process_id() { return 0; }
+uint64_t temp_file::disk_free() const {
+    struct statvfs st;
+    return ::fstatvfs(fd, &st) == 0 ? uint64_t(st.f_bavail)*st.f_frsize : 0;
+}
 
-void prefetch(const void *, size_t) {}
-
-file::file(const std::string & path, mode) : path(path) { fail("cannot be opened"); }
-file::~file() {}
-
-void file::fail(const std::string & what) const { throw std::runtime_error(path + " " + what + ": not supported on this system yet"); }
-
-bool file::lock(bool)                              { fail("cannot be locked"); }
-bool file::is(const std::string &) const           { return false; }
-void file::write(uint64_t, const void *, size_t)   { fail("cannot be written"); }
-void file::sync()                                  { fail("cannot be written"); }
-void file::move_to(const std::string &)            { fail("cannot be renamed"); }
+uint8_t * temp_file::grow(size_t size) {
+    maps.reserve(maps.size() + 1);
+    if (::posix_fallocate(fd, off_t(n_bytes), off_t(size)) != 0) {
+        return nullptr;
+    }
+    void * data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, off_t(n_bytes));
+    if (data == MAP_FAILED) {
+        return nullptr;
+    }
+    n_bytes += size;
+    maps.push_back({ static_cast<uint8_t *>(data), size });
+    return maps.back().data;
+}
 
 } // namespace infllm
 
