@@ -24,22 +24,12 @@ set_target_properties(_core PROPERTIES
     LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/python)
 
 install(TARGETS _core LIBRARY DESTINATION infllm_cpp COMPONENT infllm)
-set_target_properties(llama ggml PROPERTIES PUBLIC_HEADER "") # upstream lists them relative to its own folder
-foreach (library llama llama-common ggml ggml-base ${GGML_AVAILABLE_BACKENDS})
-    if (TARGET ${library}) # the list is cached: it keeps backends that have been switched off
-        install(TARGETS ${library}
-            LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
-            RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
-    endif()
-endforeach()
+install(TARGETS ${INFLLM_LIBRARIES} llama-common
+    LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
+    RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
 if (INFLLM_BUILD_SERVER)
     install(TARGETS llama-server llama-server-impl mtmd
         LIBRARY DESTINATION infllm_cpp/lib COMPONENT infllm
         RUNTIME DESTINATION infllm_cpp/lib COMPONENT infllm)
 endif()
-install(
-    FILES ${INFLLM_UPSTREAM_DIR}/include/llama.h ${CMAKE_CURRENT_SOURCE_DIR}/llama/llama-infllm.h
-    DESTINATION infllm_cpp/include COMPONENT infllm)
-install(
-    DIRECTORY ${INFLLM_UPSTREAM_DIR}/ggml/include/
-    DESTINATION infllm_cpp/include COMPONENT infllm)
+infllm_install_headers(infllm_cpp/include infllm)

@@ -18,7 +18,7 @@ has_header() {
     echo "#include <$1>" | "${CXX:-c++}" "${@:2}" -x c++ -E - > /dev/null 2>&1
 }
 
-# missing_packages [gtest]: the Debian packages for what is needed and pip cannot bring
+# missing_packages [gtest]: the Debian packages for what is needed, with gtest by the tests, and pip cannot bring
 missing_packages() {
     local include
     command -v "${CC:-cc}" > /dev/null && command -v "${CXX:-c++}" > /dev/null || echo g++
@@ -26,6 +26,7 @@ missing_packages() {
     include=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))' 2> /dev/null) &&
         has_header Python.h -I "$include" || echo python3-dev
     [ "${1:-}" != gtest ] || has_header gtest/gtest.h || echo libgtest-dev
+    [ "${1:-}" != gtest ] || command -v pkg-config > /dev/null || echo pkg-config
 }
 
 # install_packages "PACKAGES": by apt, or print the one command that does
