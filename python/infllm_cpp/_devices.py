@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import _core
 from ._choices import SPLIT_MODES, choice
+from ._exposure import warn_of_servers
 from ._loading import check_int
 
 _TIMEOUT = 10.0  # seconds until a server has to answer
@@ -58,6 +59,7 @@ def choose_devices(
     for name in devices or []:
         if name not in local:
             raise ValueError(f"devices: {name!r} is unknown: this machine has {', '.join(local) or 'none'}")
+    warn_of_servers(rpc_servers, stacklevel=3)
     names = [device.name for server in rpc_servers for device in _rpc_devices(server)]
     names += local if devices is None else devices
     if not names:

@@ -22,6 +22,17 @@ from .config import PARTS, InfLLMConfig
 if TYPE_CHECKING:
     from ._library import SessionLibrary
 
+_KINDS = {
+    "model_path": str,
+    "model_name": str,
+    "model_id": str,
+    "n_ctx": int,
+    "config": dict,
+    "types": list,
+    "asked": dict,
+    "texts": list,
+    "rope": dict,
+}  # of what is in a session's notes, which may come from anywhere
 _N_WORTH = 256  # tokens: a session is loaded for a prompt if it saves reading so many
 
 
@@ -67,11 +78,26 @@ class SessionNotes:
                 begin += size
             values["checkpoints"] = checkpoints
             values["changes"] = ModelChanges(**values["changes"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError) as err:
+            notes = cls(**values)
+            if not notes._is_sound():
+                raise ValueError("values of a wrong type")
+            return notes
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as err:
             raise ValueError(
                 "the session was not saved by this package, or by another version of it"
             ) from err
+
+    def _is_sound(self) -> bool:
+        """Whether everything is of its type, and within its limits."""
+        return (
+            all(isinstance(getattr(self, name), kind) for name, kind in _KINDS.items())
+            and 0 < self.n_ctx < 2**31
+            and len(self.types) == 2
+            and all(isinstance(name, str) for name in self.types)
+            and all(isinstance(text, list) and len(text) >= 2 for text in self.texts)
+            and all(isinstance(n, int) for text in self.texts for n in text)
+            and (not self.config or all(name in self.config for name in PARTS))
+        )
 
 
 def open_session(path: str | os.PathLike[str]) -> tuple[_core.Session, SessionNotes]:
@@ -106,7 +132,10 @@ def session_config(path: str | os.PathLike[str], config: InfLLMConfig) -> InfLLM
     if config.budget != "auto" or config._is_divided():
         return config
     _, notes = open_session(path)
-    return replace(config, **{name: notes.config[name] for name in PARTS})
+    try:
+        return replace(config, **{name: notes.config[name] for name in PARTS})
+    except (KeyError, TypeError, ValueError) as err:
+        raise ValueError(f"{path} is damaged: {err}") from err
 
 
 def _config(llm: Generator) -> InfLLMConfig:
@@ -212,18 +241,21 @@ class SessionOwner(Generator):
     def _load(self, path: str | os.PathLike[str], session: _core.Session, notes: SessionNotes) -> None:
         """Load a session that is open."""
         name = os.fspath(path)
-        self._check_notes(name, notes)
+        tokens = session.tokens()
+        self._check_notes(name, notes, tokens)
         try:
-            self._replace(session.tokens(), notes, lambda ctx: ctx.load_session(session))
+            self._replace(tokens, notes, lambda ctx: ctx.load_session(session))
         except ValueError as err:
             raise ValueError(f"{name}: {err}") from err
 
-    def _check_notes(self, name: str, notes: SessionNotes) -> None:
+    def _check_notes(self, name: str, notes: SessionNotes, tokens: list[int]) -> None:
         """ValueError where `name`, a session or a state, is of another model."""
         if notes.model_id != self._get_model_id():
             raise ValueError(f"{name} was saved with another model, {notes.model_name}: {notes.model_path}")
         if notes.changes != self._changes:
             raise ValueError(f"{name} was saved {notes.changes}, this Llama is {self._changes}")
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self._model.n_vocab():
+            raise ValueError(f"{name} is damaged: it has tokens that the model has not")
 
     def _replace(self, tokens: list[int], notes: SessionNotes, load: Callable[[_core.Context], None]) -> None:
         """Load `tokens` into the context, or one of the notes' kind where it follows the text."""

@@ -80,12 +80,17 @@ class StateOwner(SessionOwner):
             raise TypeError(f"state = {state!r} is not what save_state() returns")
         with self._changing():
             self._check_for_text()
+            tokens = state.input_ids.tolist()
+            self._check_notes("the state", state.notes, tokens)
             self._check_fits(state)
-            self._replace(state.input_ids.tolist(), state.notes, lambda ctx: self._load_into(ctx, state))
+            self._replace(tokens, state.notes, lambda ctx: self._load_into(ctx, state))
             self._seed = state.seed
 
     def _check_fits(self, state: LlamaState) -> None:
-        self._check_notes("the state", state.notes)
+        if state.n_tokens != len(state.input_ids):
+            raise ValueError(
+                f"the state is damaged: n_tokens = {state.n_tokens}, but it has {len(state.input_ids)}"
+            )
         if state.n_tokens > self._n_ctx:
             raise ValueError(
                 f"the state has {state.n_tokens} tokens, more than n_ctx = {self._n_ctx}: use a larger n_ctx"
@@ -117,7 +122,7 @@ class StateOwner(SessionOwner):
             return
         if before is not None:
             ctx.set_state(before)
-        elif ctx.n_past() != len(self._tokens):
+        elif not why or ctx.n_past() != len(self._tokens):
             ctx.clear()
         if not why:
             why = f"the state is damaged: it has not {state.n_tokens} tokens"

@@ -83,7 +83,8 @@ class Llama(Embedder, StateOwner, Completer):
         GPUs of this machine to use, by name, such as ``["CUDA0"]``; ``None``: all.
     rpc_servers : sequence of str
         Addresses ``host:port`` of ggml-rpc-server; their devices are used first. An RPC server must be of the
-        same llama.cpp release, and be trusted: nothing is encrypted.
+        same llama.cpp release, and be trusted, as must the network: nothing is encrypted, and nobody is asked
+        who he is. There is a warning where an address is not of this machine.
     tensor_split : sequence of float or None
         Share of the layers for each device; ``None``: by free memory.
     split_mode : {"layer", "none", "row", "tensor"}

@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import __version__, library_dir, models
+from .._exposure import warn_of_clients
 from .._loading import check_int
 from . import terminal as term
 from .answer import ParseSpecial, Quiet, print_answer, prompt_tokens, read_prompt
@@ -426,7 +428,7 @@ def serve(
     ] = None,
     parallel: Annotated[int, typer.Option(help="Sequences at a time, each of --n-ctx tokens.")] = 1,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0: anybody may come in.")
+        str, typer.Option(help="Address to listen on; 0.0.0.0: anybody may come in, so give --api-key, too.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8080,
     session_dir: Annotated[
@@ -450,8 +452,9 @@ def serve(
     check_int("port", port, 1, 65535)
     if arguments == ["--help"]:
         sys.exit(run_server(arguments, None))
-    made = server_arguments(options, parallel, host, port, session_dir)
-    sys.exit(run_server([*made, *(arguments or [])], server_config(options)))
+    made = [*server_arguments(options, parallel, host, port, session_dir), *(arguments or [])]
+    warn_of_clients(made)
+    sys.exit(run_server(made, server_config(options)))
 
 
 @app.command()
@@ -497,6 +500,7 @@ def demo(
 
 def main() -> None:
     """Run the command line: an expected error is a line on stderr, and exit code 1, or 2 for bad usage."""
+    warnings.showwarning = lambda message, *_args, **_kwargs: term.warning(message)
     try:
         # Ctrl-C and bad usage come out as exceptions, an early end as its exit code
         code = app(standalone_mode=False) or 0

@@ -28,8 +28,14 @@ class Conversation:
 
     @staticmethod
     def is_data(data: Any) -> bool:
-        """Whether `to_data` made it."""
-        return isinstance(data, dict) and data.keys() == {"messages", "files"}
+        """Whether it is as `to_data` makes it."""
+        return (
+            isinstance(data, dict)
+            and data.keys() == {"messages", "files"}
+            and isinstance(data["files"], str)
+            and isinstance(data["messages"], list)
+            and all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in data["messages"])
+        )
 
     @classmethod
     def from_data(cls, data: Any) -> Conversation:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import _core
 from .._devices import choose_devices
-from .._format import format_bytes
+from .._format import format_bytes, visible
 from .._loading import (
     KVType,
     check_context,
@@ -96,7 +96,7 @@ def print_session(path: Path, verify: bool) -> None:
 
 
 def _row(name: str, value: str) -> None:
-    print(f"{name:<15}  {value}")
+    print(f"{name:<15}  {visible(value)}")  # some of it is a file's, which may be anybody's
 
 
 def _try_context(model: _core.Model, options: _core.ContextOptions) -> None:

@@ -17,7 +17,7 @@ from rich.syntax import Syntax
 from rich.text import Text
 from rich.theme import Theme
 
-from .terminal import visible
+from .._format import visible
 
 _Line: TypeAlias = list[Segment]
 

@@ -21,13 +21,15 @@ from ..llama import CompletionOptions, Llama
 from . import terminal as term
 
 _default = InfLLMConfig()
-_OF_A_MACHINE = (
+_OF_A_MACHINE = {
     "store_max_bytes",
     "store_path",
     "paging",
     "pinned_max_bytes",
     "reserve",
-)  # not of what a session holds
+}  # not of what a session holds
+# a session, which may be anybody's, decides of nothing else: of no server, for example
+_OF_A_SESSION = {"n_ctx", "n_batch", "n_ubatch", *(f.name for f in fields(InfLLMConfig))} - _OF_A_MACHINE
 
 
 def _option(panel: str, help: str, *names: str, default: str | bool = True) -> Any:
@@ -276,7 +278,7 @@ class RunOptions(ModelOptions):
             "model": notes.model_path,
             "type_k": notes.types[0],
             "type_v": notes.types[1],
-            **{name: value for name, value in notes.asked.items() if name not in _OF_A_MACHINE},
+            **{name: value for name, value in notes.asked.items() if name in _OF_A_SESSION},
         }
         default = RunOptions()
         res = replace(

@@ -17,17 +17,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .._format import format_bytes
+from .._format import format_bytes, visible
 from ..config import InfLLMStats
 from ..llama import Llama
 from ..types import Timings
 
 # a prompt below this is over before a bar can be read
 _N_TOKENS_PROGRESS = 1024
-
-# a model must not move the cursor or clear the screen
-_VISIBLE = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | {127: 0x2421}
-_VISIBLE |= {i: 0xFFFD for i in range(128, 160)}
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -37,14 +33,9 @@ def results_console() -> Console:
     return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 500)
 
 
-def visible(text: str) -> str:
-    """Text of a model as a terminal can be given it: control characters are shown, not obeyed."""
-    return text.replace("\r\n", "\n").translate(_VISIBLE)
-
-
 def note(text: str) -> None:
     """Print a remark."""
-    console.print(text, style="dim", markup=False)
+    console.print(visible(text), style="dim", markup=False)
 
 
 def thought(text: str) -> None:
@@ -54,7 +45,16 @@ def thought(text: str) -> None:
 
 def error(message: object) -> None:
     """Print an error on one line."""
-    console.print(f"error: {' '.join(str(message).split())}", style="red", markup=False)
+    _line("error", message, "red")
+
+
+def warning(message: object) -> None:
+    """Print a warning on one line."""
+    _line("warning", message, "yellow")
+
+
+def _line(kind: str, message: object, style: str) -> None:
+    console.print(f"{kind}: {visible(' '.join(str(message).split()))}", style=style, markup=False)
 
 
 def answer(text: str) -> None:

@@ -69,15 +69,16 @@ def key_of(result: Result) -> str:
 
 
 def read_results(path: Path) -> list[Result]:
-    """The results in a file, the last of each measurement; a line that was cut off is left out."""
+    """The results in a file, the last of each measurement; a line that is none, or cut off, is left out."""
     results = {}
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 result = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
-            results[key_of(result)] = result
+            if isinstance(result, dict):
+                results[key_of(result)] = result
     return list(results.values())
 
 

@@ -43,6 +43,8 @@ _STEP = struct.Struct("<IIIH")
 _LAYER = np.dtype("<u2")
 _U16_MAX = 2**16 - 1
 _N_HEADER_MAX = 2**24  # bytes; more is no header
+_N_BLOCKS_MAX = 2**24  # blocks of a context; more is damage
+_N_SELECTED_MAX = 2**28  # values of `Trace.selected`
 
 IntArray = npt.NDArray[np.int32]
 
@@ -233,16 +235,23 @@ class TraceReader:
         try:
             values = json.loads(data)
             header = TraceHeader(**{f.name: values[f.name] for f in fields(TraceHeader)})
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise ValueError(f"{self.path} is cut off or damaged: its header cannot be read") from None
         types = (
             (header.model, str),
             (header.n_layer, int),
+            (header.n_ctx, int),
+            (header.n_ubatch, int),
             (header.block_bytes, (int, float)),
             (header.infllm, dict),
         )
-        if not all(isinstance(value, kind) for value, kind in types):
-            raise ValueError(f"{self.path} is damaged: its header has values of a wrong type")
+        n_slot = header.infllm.get("max_cached_blocks") if isinstance(header.infllm, dict) else None
+        if (
+            not all(isinstance(value, kind) for value, kind in types)
+            or not 0 <= header.block_bytes < 2**64
+            or not (n_slot is None or (isinstance(n_slot, int) and 0 < n_slot <= _N_BLOCKS_MAX))
+        ):
+            raise ValueError(f"{self.path} is damaged: its header has values that cannot be")
         return header
 
     def __iter__(self) -> Iterator[TraceStep]:
@@ -277,6 +286,10 @@ class TraceReader:
         blocks = np.frombuffer(data, dtype).astype(np.int64)
         if (
             n == 0
+            or n_tokens == 0
+            or pos + n_tokens >= 2**31
+            or n_blocks > _N_BLOCKS_MAX
+            or n_selected.min() == 0
             or layers.max() >= self.header.n_layer
             or (np.diff(layers) <= 0).any()
             or (n_page_in > n_selected).any()
@@ -343,6 +356,11 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
         )
     layers = np.unique(np.concatenate([step.layers for step in steps]))
     n_selected = max(len(blocks) for step in steps for blocks in step.selected)
+    if len(steps) * len(layers) * n_selected > _N_SELECTED_MAX:
+        raise ValueError(
+            f"{reader.path} has {len(steps):,} steps of {len(layers):,} layers with up to {n_selected:,} "
+            f"blocks: a whole trace can have {_N_SELECTED_MAX:,} blocks, read it step by step"
+        )
     selected = np.full((len(steps), len(layers), n_selected), -1, np.int32)
     n_page_in = np.zeros((len(steps), len(layers)), np.int32)
     for i, step in enumerate(steps):

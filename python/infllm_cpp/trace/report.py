@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .._format import format_bytes
+from .._format import format_bytes, visible
 from .analysis import LEADS, POLICIES, Analysis, Phase, heat_map, multi_hot, require
 
 _MIB = 2**20
@@ -195,7 +196,7 @@ def print_report(analysis: Analysis) -> None:
             for i, name in enumerate(head):
                 shown.add_column(name, justify="right" if i else "left")
             for row in body:
-                shown.add_row(*row)
+                shown.add_row(*(Text(visible(cell)) for cell in row))
             out.print(shown)
             out.print()
         else:
