@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .haystack import N_ANSWER, Haystack, Question, Sample
 
-_BEGIN = re.compile(r"\s*(?:async )?def (\w+)(\(.*\n.*\S)")
+_BEGIN = re.compile(r"(\s*(?:async )?def (\w+))(\(.*\n.*\S)")
 
 
 @cache
@@ -40,25 +40,25 @@ def blocks(text: str) -> list[str]:
 
 @cache
 def functions() -> list[tuple[int, str, str]]:
-    """Number of the piece, name and begin of the functions whose name and begin are there only once."""
+    """Of functions whose name and begin are there only once: number of the piece, ``def name``, begin."""
     found = [(i, match) for i, piece in enumerate(blocks(library())) if (match := _BEGIN.match(piece))]
-    names, begins = (Counter(match[group] for _, match in found) for group in (1, 2))
+    names, begins = (Counter(match[group] for _, match in found) for group in (2, 3))
     return [
-        (i, match[1], match[2])
+        (i, match[1], match[3])
         for i, match in found
-        if names[match[1]] == begins[match[2]] == 1 and 24 <= len(match[2]) <= 72
+        if names[match[2]] == begins[match[3]] == 1 and 24 <= len(match[3]) <= 72
     ]
 
 
 def code_function(haystack: Haystack, n_tokens: int, depth: float, seed: int) -> Sample:
     """How a function begins, its arguments and the line after them; it is at `depth` in other code."""
     code = Haystack(haystack.llm, library(), blocks)
-    index, name, begin = random.Random(seed).choice(functions())
-    question = code.encode(f"\n\n# the function {name} again\ndef {name}")
+    index, definition, begin = random.Random(seed).choice(functions())
+    question = code.encode(f"\n\n# the same function again\n\n{definition}")
     n_code = n_tokens - len(code.begin) - len(question)
-    n_begin = len(code.encode(name + begin)) + 8  # and white space, async def
+    n_begin = len(code.encode(definition + begin))
     if n_code < n_begin:
-        raise ValueError(f"n_tokens = {n_tokens} is too small for the begin of the function {name}")
+        raise ValueError(f"n_tokens = {n_tokens} is too small for a function: {definition.strip()}")
     n_before = round(depth * (n_code - n_begin))
     first, n_read = index, 0
     while n_read < n_before:

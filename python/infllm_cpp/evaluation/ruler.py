@@ -66,7 +66,7 @@ def variable_tracking(haystack: Haystack, n_tokens: int, depth: float, seed: int
     ]
     asked = (
         f"\n\nWhich variables have the value {value}? The {n_hop + 1} variables that have the value {value} "
-        "in the text above are:"
+        "in the text above are: VAR"
     )
     filler = Haystack(haystack.llm, FILLER)
     return hide_and_ask(filler, n_tokens, needles, [_list_question(haystack, asked, names)])
@@ -116,17 +116,18 @@ def frequent_words(haystack: Haystack, n_tokens: int, depth: float, seed: int, n
 
 
 def two_hop(haystack: Haystack, n_tokens: int, depth: float, seed: int, n: int = 4) -> Sample:
-    """Who lives where, and what is best to eat there, in prose; what someone can eat at home is asked.
+    """Who lives where, and what is best to eat there, in prose; what someone eats is asked.
 
-    The facts are shuffled. The answer has to take the first hop by itself, and must contain the second. RULER
-    takes its questions from HotpotQA.
+    The facts are shuffled. An example shows both hops; the answer takes them by itself, and must contain the
+    second. RULER takes its questions from HotpotQA.
     """
     rng = random.Random(seed)
     people, places = rng.sample(PEOPLE, n), facts(seed, n)
     texts = [fact.text for fact in places]
     texts += [f"{person} lives in {fact.city}." for person, fact in zip(people, places, strict=True)]
     rng.shuffle(texts)
-    asked = f"\n\nWhere does {people[0]} live, and what is the best thing to eat there? {people[0]} lives in"
+    example = "Max lives in Cairo. The best thing to eat in Cairo is falafel. So Max eats falafel."
+    asked = f"\n\n{example}\n\n{people[0]} lives in"
     question = Question(haystack.encode(asked), (places[0].answer,), any_found, N_ANSWER)
     return hide_and_ask(haystack, n_tokens, list(zip(evenly(2 * n), texts, strict=True)), [question])
 
