@@ -16,8 +16,9 @@ import itertools
 from pathlib import Path
 
 from infllm_cpp import InfLLMConfig, Llama
+from infllm_cpp.evaluation.haystack import Haystack
 from infllm_cpp.evaluation.prose import load_prose
-from infllm_cpp.evaluation.tasks import Haystack, fill
+from infllm_cpp.evaluation.tasks import fill
 from infllm_cpp.models import fetch
 from infllm_cpp.types import ChatMessage
 
@@ -52,7 +53,7 @@ def main() -> None:
 
     n_ctx = args.n_tokens + args.turns * (N_REPLY + 32) + N_ANSWER
     with Llama(args.model or fetch(), n_ctx=n_ctx, n_threads=args.n_threads, infllm=InfLLMConfig()) as llm:
-        haystack = Haystack(llm.tokenize, load_prose())
+        haystack = Haystack(llm, load_prose())
         for task in args.tasks.split(","):
             found = {"in turns": 0, "at once": 0}
             n_same = 0
@@ -75,9 +76,9 @@ def main() -> None:
                 answers["at once"] = ask(llm, messages, N_ANSWER, begin)
 
                 for how, answer in answers.items():
-                    found[how] += question.answer.lower() in answer.lower()
+                    found[how] += question.answers[0].lower() in answer.lower()
                 n_same += answers["in turns"] == answers["at once"]
-                print(f"{task} {i}: {question.answer!r}: {answers}", flush=True)
+                print(f"{task} {i}: {question.answers[0]!r}: {answers}", flush=True)
             stats = llm.stats()
             assert stats is not None and stats.n_page_in > 0
             print(

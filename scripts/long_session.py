@@ -20,7 +20,8 @@ import time
 from pathlib import Path
 
 from infllm_cpp import InfLLMConfig, Llama, fetch_demo_model
-from infllm_cpp.evaluation.tasks import Haystack, Sample, fill
+from infllm_cpp.evaluation.haystack import Haystack, Sample
+from infllm_cpp.evaluation.tasks import fill
 from infllm_cpp.passkey import is_right
 
 N_SAVED = 65536  # tokens
@@ -37,7 +38,7 @@ def load(args: argparse.Namespace) -> Llama:
 
 
 def make_sample(llm: Llama, args: argparse.Namespace) -> Sample:
-    return fill("multi-passkey", Haystack(llm.tokenize, ""), args.n_tokens, 0.0, args.seed)
+    return fill("multi-passkey", Haystack(llm, ""), args.n_tokens, 0.0, args.seed)
 
 
 def read(args: argparse.Namespace) -> None:
@@ -91,12 +92,12 @@ def ask(args: argparse.Namespace) -> None:
             )
             seconds = time.perf_counter() - t
             answer = completion["choices"][0]["text"]
-            right = is_right(answer, question.answer)
+            right = is_right(answer, question.answers[0])
             n_right += right
             stats = llm.stats()
             assert stats is not None
             print(
-                f"{question.answer}  {answer.strip()[:12]!r:<16}{'right' if right else 'wrong'}  "
+                f"{question.answers[0]}  {answer.strip()[:12]!r:<16}{'right' if right else 'wrong'}  "
                 f"{seconds:.2f} s, {stats.n_page_in:,} page-ins, {stats.n_page_in_file:,} from the file",
                 flush=True,
             )

@@ -24,8 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from infllm_cpp import InfLLMConfig, Llama, TraceEvent
+from infllm_cpp.evaluation.haystack import Haystack, Question
 from infllm_cpp.evaluation.prose import load_prose
-from infllm_cpp.evaluation.tasks import Haystack, Question, fill
+from infllm_cpp.evaluation.tasks import fill
 from infllm_cpp.models import fetch
 from infllm_cpp.passkey import is_right
 
@@ -66,7 +67,7 @@ def answers(llm: Llama, task: str, tokens: list[int], question: Question) -> tup
     llm.truncate(n_text)
 
     space = "" if task == "kv-retrieval" else " "  # within a quoted value there is none
-    answer_tokens = llm.tokenize(space + question.answer, add_bos=False)
+    answer_tokens = llm.tokenize(space + question.answers[0], add_bos=False)
     stored = max(len(event.scores) for event in events.values()) * config.block_size + config.n_init
     fact = fact_blocks(config, tokens, answer_tokens, stored)
     if not fact:
@@ -107,7 +108,7 @@ def main() -> None:
             n_ubatch=args.n_ubatch,
             infllm=config,
         ) as llm:
-            haystack = Haystack(llm.tokenize, load_prose())
+            haystack = Haystack(llm, load_prose())
             for seed in reversed(range(args.depths)):  # the deepest first: the next text begins alike
                 depth = (seed + 0.5) / args.depths
                 sample = fill(args.task, haystack, length, depth, seed)
@@ -116,10 +117,10 @@ def main() -> None:
                 for question in sample.questions:
                     found, block = answers(llm, args.task, sample.tokens, question)
                     for kind, text in found.items():
-                        right[kind] += is_right(text, question.answer)
+                        right[kind] += is_right(text, question.answers[0])
                     cells = [found[kind].split("\n")[0] for kind in KINDS]
                     print(
-                        f"| {length} | {seed} | {question.answer} | {' | '.join(cells)} | {block} |",
+                        f"| {length} | {seed} | {question.answers[0]} | {' | '.join(cells)} | {block} |",
                         flush=True,
                     )
         print(f"| {length} | right | | " + " | ".join(str(right[kind]) for kind in KINDS) + " | |")

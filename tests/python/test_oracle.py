@@ -5,15 +5,16 @@ from __future__ import annotations
 import pytest
 
 from infllm_cpp import Llama
+from infllm_cpp.evaluation.haystack import Haystack, Sample
 from infllm_cpp.evaluation.prose import load_prose
-from infllm_cpp.evaluation.tasks import Haystack, Sample, fill
+from infllm_cpp.evaluation.tasks import fill
 from oracle import KINDS, answers, fact_blocks, select
 
 
 @pytest.fixture
 def sample(llm: Llama) -> Sample:
     """Prose with a fact where the local window of SMALL does not reach, read already."""
-    sample = fill("needle", Haystack(llm.tokenize, load_prose()), llm.n_ctx(), depth=0.3, seed=0)
+    sample = fill("needle", Haystack(llm, load_prose()), llm.n_ctx(), depth=0.3, seed=0)
     llm.eval(sample.tokens)
     return sample
 
@@ -21,7 +22,7 @@ def sample(llm: Llama) -> Sample:
 def blocks_of(llm: Llama, sample: Sample) -> list[int]:
     config = llm.infllm
     assert config is not None
-    fact = llm.tokenize(" " + sample.questions[0].answer, add_bos=False)
+    fact = llm.tokenize(" " + sample.questions[0].answers[0], add_bos=False)
     return fact_blocks(config, sample.tokens, fact, len(sample.tokens))
 
 
@@ -40,7 +41,7 @@ def test_the_blocks_of_a_fact_hold_it(llm: Llama, sample: Sample) -> None:
     assert config is not None
     start = config.n_init + config.block_size * blocks_of(llm, sample)[0]
     end = config.n_init + config.block_size * (blocks_of(llm, sample)[-1] + 1)
-    assert sample.questions[0].answer in llm.detokenize(sample.tokens[start:end]).decode()
+    assert sample.questions[0].answers[0] in llm.detokenize(sample.tokens[start:end]).decode()
 
 
 def test_forced_blocks_are_selected_in_all_layers_until_they_are_not_forced(

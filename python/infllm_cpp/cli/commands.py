@@ -279,8 +279,11 @@ def evaluate(
     tasks: Annotated[
         list[str] | None,
         typer.Argument(
-            help="passkey, multi-passkey, needle, multi-needle, kv-retrieval, perplexity, divergence.",
-            show_default="passkey",
+            help="passkey, multi-passkey, needle, multi-needle, kv-retrieval; as in RULER: multi-key, "
+            "multi-value, multi-query, variable-tracking, common-words, frequent-words, two-hop; "
+            "chat-recall; code-function; one question in three ways: asked-end, asked-both, asked-chat; "
+            "perplexity, divergence.",
+            show_default="passkey, or none with --file",
         ),
     ] = None,
     methods: Annotated[
@@ -294,8 +297,15 @@ def evaluate(
         str, typer.Option(help="Lengths of the contexts, tokens: a text with its question and answer.")
     ] = "4096,8192",
     depths: Annotated[int, typer.Option(help="Places of the fact, evenly spaced.")] = 5,
-    samples: Annotated[int, typer.Option(help="Texts for each length and place.")] = 1,
-    task_seed: Annotated[int, typer.Option("--seed", help="Decides the texts.")] = 0,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            help="Texts for each length and place, or lines of each file.", show_default="1, or all lines"
+        ),
+    ] = None,
+    task_seed: Annotated[
+        int, typer.Option("--seed", help="Decides the texts; the first line of each file.")
+    ] = 0,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -305,6 +315,17 @@ def evaluate(
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="Prose to hide facts in.", show_default="King James Version, by pip")
+    ] = None,
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Lines of LongBench, InfiniteBench or RULER, cut in the middle to fit; can be repeated.",
+            show_default="none",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="Prompts by data set, as LongBench's dataset2prompt.json.", show_default="our own"),
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="JSON lines; what it has already is not run again.")
@@ -328,11 +349,27 @@ def evaluate(
         infllm eval divergence --lengths 8192 --methods infllm,full-q4_0 --sweep type_store=auto,q8_0,q4_0
 
         infllm eval needle --methods infllm --lengths 8192 --sweep topk=8,16 --sweep n_local=512,1024
+
+        infllm eval multi-key two-hop code-function chat-recall --lengths 8192 --samples 5 --seed 100
+
+        infllm eval --file hotpotqa.jsonl --file lcc.jsonl --samples 50 --lengths 8192
     """
     from .eval import run_eval
 
     run_eval(
-        options, tasks or [], methods, lengths, depths, samples, task_seed, sweep or [], text, output, plot
+        options,
+        tasks or [],
+        methods,
+        lengths,
+        depths,
+        samples,
+        task_seed,
+        sweep or [],
+        text,
+        file or [],
+        prompts,
+        output,
+        plot,
     )
 
 

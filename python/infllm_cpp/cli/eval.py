@@ -98,17 +98,19 @@ def run_eval(
     methods: str,
     lengths: str,
     depths: int,
-    samples: int,
+    samples: int | None,
     seed: int,
     sweep: Sequence[str],
     text: Path | None,
+    files: Sequence[Path],
+    prompts: Path | None,
     output: Path,
     pictures: Path | None,
 ) -> None:
     """Run tasks, print tables, write pictures."""
-    for name, value in (("depths", depths), ("samples", samples)):
-        if value < 1:
-            raise ValueError(f"{name} = {value} is out of range: use a value from 1")
+    for name, value, least in (("depths", depths, 1), ("samples", samples, 1), ("seed", seed, 0)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} = {value} is out of range: use a value from {least}")
     base = options.config()
     if base is None:
         raise ValueError("--no-infllm has no use here: choose with --methods full")
@@ -117,7 +119,7 @@ def run_eval(
     del model_options["n_ctx"]
     plan = Plan(
         model=options.path(),
-        tasks=parse_list("task", ",".join(tasks), TASKS) or ["passkey"],
+        tasks=parse_list("task", ",".join(tasks), TASKS) or ([] if files else ["passkey"]),
         methods=parse_list("methods", methods, METHODS),
         lengths=parse_numbers("lengths", lengths),
         depths=depths,
@@ -125,6 +127,8 @@ def run_eval(
         seed=seed,
         configs=parse_sweep(base, sweep),
         text=text,
+        files=files,
+        prompts=prompts,
         options=model_options,
     )
     progress = EvalProgress()

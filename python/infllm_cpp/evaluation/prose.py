@@ -43,3 +43,8 @@ def load_prose(path: Path | None = None) -> str:
 def sentences(text: str) -> list[str]:
     """The sentences of a text, each with the white space before it."""
     return re.findall(r"\s*\S.*?(?:[.!?](?=\s)|$)", text, re.DOTALL)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, each with the white space before it."""
+    return re.findall(r"\s*\S+", text)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from .._format import format_bytes
 from .logits import BUCKET, mean_perplexity
@@ -26,9 +26,14 @@ def name_of(result: Result) -> str:
 
 
 def accuracy(results: Sequence[Result]) -> float:
-    """Right answers of all that were asked; NaN if none was."""
+    """Right answers, which can be parts of one, of all that were asked; NaN if none was."""
     n_asked = sum(r["n_asked"] for r in results)
     return sum(r["n_right"] for r in results) / n_asked if n_asked else math.nan
+
+
+def _share(results: Sequence[Result]) -> str:
+    n_right, n_asked = (sum(r[name] for r in results) for name in ("n_right", "n_asked"))
+    return f"{100 * n_right / n_asked:.0f} % ({n_right:.4g}/{n_asked})" if n_asked else ""
 
 
 def _unique(values: Sequence[Any]) -> list[Any]:
@@ -42,6 +47,24 @@ def _table(columns: Sequence[str]) -> Table:
     return table
 
 
+def side_by_side(results: Sequence[Result]) -> Table:
+    """A row for each task, a column for each method: all of one length.
+
+    Below are the mean, in which every task counts alike, and what is resident.
+    """
+    by_name = {name: [r for r in results if name_of(r) == name] for name in map(name_of, results)}
+    tasks = _unique([r["task"] for r in results])
+    table = Table(f"{results[0]['length']:,} tokens", *(Column(name, justify="right") for name in by_name))
+    for task in tasks:
+        table.add_row(task, *(_share([r for r in of if r["task"] == task]) for of in by_name.values()))
+    table.add_section()
+    means = [np.mean([accuracy([r for r in of if r["task"] == t]) for t in tasks]) for of in by_name.values()]
+    table.add_row("mean of the tasks", *(f"{100 * mean:.1f} %" for mean in means))
+    resident = (max(r["bytes_resident"] for r in of) for of in by_name.values())
+    table.add_row("resident", *map(format_bytes, resident))
+    return table
+
+
 def tables(results: Sequence[Result]) -> list[Table]:
     """Accuracy by task, method and length; perplexity by position; what each method takes."""
     out = []
@@ -52,14 +75,12 @@ def tables(results: Sequence[Result]) -> list[Table]:
         for task in _unique([r["task"] for r in retrieval]):
             for name in _unique([name_of(r) for r in retrieval]):
                 of = [r for r in retrieval if r["task"] == task and name_of(r) == name]
-                cells = []
-                for length in lengths:
-                    chosen = [r for r in of if r["length"] == length]
-                    n_right, n_asked = (sum(r[k] for r in chosen) for k in ("n_right", "n_asked"))
-                    cells.append(f"{100 * n_right / n_asked:.0f} % ({n_right}/{n_asked})" if n_asked else "")
+                cells = [_share([r for r in of if r["length"] == length]) for length in lengths]
                 if any(cells):
                     table.add_row(task, name, *cells)
         out.append(table)
+        if min(len({r["task"] for r in retrieval}), len({name_of(r) for r in retrieval})) > 1:
+            out += [side_by_side([r for r in retrieval if r["length"] == n]) for n in lengths]
 
     texts = [r for r in results if r["task"] == "perplexity"]
     for length in sorted({r["length"] for r in texts}):

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..config import InfLLMConfig
 from ..llama import Llama, ProgressCallback
-from ..passkey import is_right
+from .files import Row, load_prompts, load_rows
+from .haystack import N_ANSWER, Haystack, Question
 from .logits import Logits, divergence, log_probs, perplexity
 from .methods import load_method
 from .prose import load_prose
-from .tasks import N_ANSWER, OF_FILLER, OF_TEXT, WHOLE, Haystack, Question, fill
+from .tasks import OF_CODE, OF_FILLER, OF_TEXT, WHOLE, fill
 
 Result = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -30,6 +32,8 @@ class Plan:
 
     `lengths` are tokens of a context, which text, question and answer fill together: those of the training
     length are within it. `depths` is a number of depths, evenly spaced from 0 to 1, seen at their middles.
+    `samples` are texts for each length and depth, 1 by default, and lines of each of the `files`, all by
+    default; `seed` decides the texts, and is the first line. `prompts` is a file for `load_prompts`.
     """
 
     model: Path
@@ -37,10 +41,12 @@ class Plan:
     methods: Sequence[str]
     lengths: Sequence[int]
     depths: int = 5
-    samples: int = 1
+    samples: int | None = None
     seed: int = 0
     configs: Sequence[InfLLMConfig] = (InfLLMConfig(),)
     text: Path | None = None
+    files: Sequence[Path] = ()
+    prompts: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of Llama
 
     def contexts(self) -> Iterator[tuple[str, InfLLMConfig, int]]:
@@ -57,14 +63,36 @@ class Plan:
         n_text = 1 if task == "kv-retrieval" else n_depth  # there the depth says only what is asked
         return [
             ((i + 0.5) / n_depth, self.seed + sample * n_text + i % n_text)
-            for sample in range(self.samples)
+            for sample in range(self.samples or 1)
             for i in reversed(range(n_depth))
         ]
+
+    def rows(self) -> list[Row]:
+        """The lines of the files."""
+        prompts = load_prompts(self.prompts) if self.prompts else {}
+        out = []
+        for path in self.files:
+            rows = load_rows(path, prompts)
+            if self.seed >= len(rows):
+                raise ValueError(f"seed = {self.seed} is no line of {path}: it has {len(rows)}, from 0")
+            out += rows[self.seed :][: self.samples]
+        return out
+
+
+class Item(NamedTuple):
+    """A measurement: a task in a context, or a line of a file."""
+
+    context: tuple[str, InfLLMConfig, int]
+    task: str
+    depth: float
+    seed: int
+    row: Row | None = None
 
 
 def key_of(result: Result) -> str:
     """What makes two results the same measurement."""
-    names = ("model", "task", "method", "config", "length", "end", "depth", "seed")
+    where = ("end", "python", "file", "digest", "depth", "seed")
+    names = ("model", "task", "method", "config", "length", *where)
     return json.dumps([result.get(name) for name in names], sort_keys=True)
 
 
@@ -96,20 +124,21 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     Returns
     -------
     list of dict
-        ``task, method, config, length, depth, seed``, and ``n_right, n_asked, answers`` for retrieval, or for
-        perplexity ``end`` (where the text ends in the prose, tokens), ``buckets`` (``[begin, end, mean
-        negative log likelihood]``) and ``last`` (that of the last `logits.BUCKET` tokens), for divergence
-        what `divergence()` returns; ``seconds``, ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
+        ``task, method, config, length, depth, seed``, and for retrieval what `ask()` returns, with ``python``
+        (its version) where the text is Python's, and ``file``, ``digest`` and ``n_cut`` (tokens left out in
+        the middle) where it is a line of a file; for perplexity ``end`` (where the text ends in the prose,
+        tokens), ``buckets`` (``[begin, end, mean negative log likelihood]``) and ``last`` (that of the last
+        `logits.BUCKET` tokens), for divergence what `divergence()` returns; ``seconds``, ``decode_tok_s``,
+        ``bytes_resident``, ``bytes_store``.
     """
-    wanted = [
-        ((method, config, length), task, depth, seed)
-        for method, config, length in plan.contexts()
-        for task in plan.tasks
-        for depth, seed in plan.samples_of(task)
-    ]
+    rows = plan.rows()
+    wanted = []
+    for context in plan.contexts():
+        wanted += [Item(context, task, *sample) for task in plan.tasks for sample in plan.samples_of(task)]
+        wanted += [Item(context, row.task, 0.0, row.number, row) for row in rows]
 
-    def head(context: tuple[str, InfLLMConfig, int], task: str, depth: float, seed: int) -> Result:
-        method, config, length = context
+    def head(item: Item) -> Result:
+        (method, config, length), task, depth, seed, row = item
         used = {} if method.startswith("full") else config._changes()
         return {
             "model": plan.model.name,
@@ -119,28 +148,32 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
             "length": length,
             # texts of every length end with the same passage: it has more or less before it
             **({"end": max(plan.lengths)} if task in OF_TEXT else {}),
+            **({"python": platform.python_version()} if task in OF_CODE else {}),
+            **({"file": row.file, "digest": row.digest} if row else {}),
             "depth": depth,
             "seed": seed,
         }
 
     done = {key_of(result): result for result in read_results(output)}
-    todo = [item for item in wanted if key_of(head(*item)) not in done]
+    todo = [item for item in wanted if key_of(head(item)) not in done]
     cut_off = output.exists() and output.read_bytes()[-1:] not in (b"", b"\n")
-    n_total, n_done = sum(item[0][2] for item in todo), 0
-    prose = load_prose(plan.text) if any(task not in OF_FILLER for _, task, _, _ in todo) else ""
+    n_total, n_done = sum(item.context[2] for item in todo), 0
+    of_prose = any(item.row is None and item.task not in OF_FILLER for item in todo)
+    prose = load_prose(plan.text) if of_prose else ""
 
     llm: Llama | None = None
     haystack: Haystack | None = None
     exact: dict[int, Logits] = {}  # of full attention, by length
     current = None
     try:
-        for context, task, depth, seed in todo:
+        for item in todo:
+            context, task, depth, seed, row = item
             if context != current:
                 if llm is not None:
                     llm.close()
                 method, config, length = context
                 llm = load_method(method, plan.model, length, config, **plan.options)
-                haystack = Haystack(llm.tokenize, prose)
+                haystack = Haystack(llm, prose)
                 current = context
             assert llm is not None and haystack is not None
             length = context[2]
@@ -154,7 +187,7 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
 
             update(0, 1)
             begin = time.perf_counter()
-            result = head(context, task, depth, seed)
+            result = head(item)
             if task in OF_TEXT:
                 text = [token for s in haystack.cut(result["end"] - 1) for token in s]
                 tokens = haystack.begin + text[-(length - 1) :]
@@ -166,7 +199,11 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
                 else:
                     result["buckets"], result["last"] = perplexity(llm, tokens, update)
             else:
-                sample = fill(task, haystack, length, depth, seed)
+                if row:
+                    sample = row.sample(llm, length)
+                    result["n_cut"] = sample.n_cut
+                else:
+                    sample = fill(task, haystack, length, depth, seed)
                 result.update(ask(llm, sample.tokens, sample.questions, update))
             stats = llm.stats()
             result["seconds"] = time.perf_counter() - begin
@@ -182,27 +219,37 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     finally:
         if llm is not None:
             llm.close()
-    return [done[key_of(head(*item))] for item in wanted]
+    return [done[key_of(head(item))] for item in wanted]
 
 
 def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: ProgressCallback) -> Result:
-    """Answer every question about the same text, greedily, in four tokens more than are expected."""
+    """Answer every question about the same text, greedily.
+
+    Returns
+    -------
+    dict
+        ``n_asked``; ``n_right``, the sum of ``scores``, each from 0 to 1; ``answers``; what was ``expected``,
+        texts, or lists of texts where there are several; ``decode_tok_s``, the median.
+    """
     answers, speeds = [], []
     for question in questions:
-        expected = llm.tokenize(" " + question.answer, add_bos=False)
+        expected = llm.tokenize(" " + question.answers[0], add_bos=False)
         completion = llm.create_completion(
             [*tokens, *question.tokens],
-            max_tokens=min(len(expected) + 4, N_ANSWER),
+            max_tokens=question.n_answer or min(len(expected) + 4, N_ANSWER),
             temperature=0,
             progress=progress,
         )
         answers.append(completion["choices"][0]["text"])
         speeds.append(completion["timings"]["predicted_per_second"])
-    right = [is_right(answer, question.answer) for answer, question in zip(answers, questions, strict=True)]
+    scores = [
+        question.score(answer, question.answers) for answer, question in zip(answers, questions, strict=True)
+    ]
     return {
-        "n_right": sum(right),
-        "n_asked": len(right),
+        "n_right": sum(scores),
+        "n_asked": len(scores),
+        "scores": scores,
         "answers": answers,
-        "expected": [question.answer for question in questions],
+        "expected": [q.answers[0] if len(q.answers) == 1 else q.answers for q in questions],
         "decode_tok_s": float(np.median(speeds)),
     }
