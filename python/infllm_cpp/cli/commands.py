@@ -281,8 +281,8 @@ def evaluate(
         typer.Argument(
             help="passkey, multi-passkey, needle, multi-needle, kv-retrieval; as in RULER: multi-key, "
             "multi-value, multi-query, variable-tracking, common-words, frequent-words, two-hop; "
-            "chat-recall; code-function; one question in three ways: asked-end, asked-both, asked-chat; "
-            "perplexity, divergence.",
+            "chat-recall; code-function; one question in three ways: asked-end, asked-both, asked-chat; all: "
+            "these; perplexity, divergence.",
             show_default="passkey, or none with --file",
         ),
     ] = None,
@@ -350,7 +350,9 @@ def evaluate(
 
         infllm eval needle --methods infllm --lengths 8192 --sweep topk=8,16 --sweep n_local=512,1024
 
-        infllm eval multi-key two-hop code-function chat-recall --lengths 8192 --samples 5 --seed 100
+        infllm eval multi-key two-hop code-function chat-recall --lengths 8192 --samples 5 --seed 1000
+
+        infllm eval all --lengths 4096 --depths 2 --samples 5 --methods full,infllm,streaming
 
         infllm eval --file hotpotqa.jsonl --file lcc.jsonl --samples 50 --lengths 8192
     """

@@ -14,7 +14,7 @@ from ..config import CHOICES, SIZES, InfLLMConfig
 from ..evaluation import report
 from ..evaluation.methods import METHODS
 from ..evaluation.runner import Plan, run
-from ..evaluation.tasks import TASKS
+from ..evaluation.tasks import RETRIEVAL, TASKS
 from . import terminal as term
 from .options import RunOptions
 
@@ -117,6 +117,8 @@ def run_eval(
     options.refuse_n_ctx("--lengths")
     model_options = options.llama_options()
     del model_options["n_ctx"]
+    if list(tasks) == ["all"]:
+        tasks = list(RETRIEVAL)
     plan = Plan(
         model=options.path(),
         tasks=parse_list("task", ",".join(tasks), TASKS) or ([] if files else ["passkey"]),

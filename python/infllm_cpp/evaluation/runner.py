@@ -250,6 +250,6 @@ def ask(llm: Llama, tokens: list[int], questions: Sequence[Question], progress: 
         "n_asked": len(scores),
         "scores": scores,
         "answers": answers,
-        "expected": [q.answers[0] if len(q.answers) == 1 else q.answers for q in questions],
+        "expected": [q.answers[0] if len(q.answers) == 1 else list(q.answers) for q in questions],
         "decode_tok_s": float(np.median(speeds)),
     }
