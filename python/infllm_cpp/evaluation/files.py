@@ -120,11 +120,10 @@ class Row:
         """
         n_answer = min(self.kind.n_answer, n_ctx // 4)
         tokens = llm.tokenize(self.prompt)
-        n_cut = max(0, len(tokens) - (n_ctx - n_answer))
-        if n_cut:
-            half = (n_ctx - n_answer) // 2
-            tokens = tokens[:half] + tokens[-half:]
-        return Sample(tokens, [Question([], self.answers, self.kind.score, n_answer)], n_cut)
+        half = (n_ctx - n_answer) // 2
+        kept = tokens if len(tokens) <= 2 * half else tokens[:half] + tokens[-half:]
+        question = Question([], self.answers, self.kind.score, n_answer)
+        return Sample(kept, [question], len(tokens) - len(kept))
 
 
 def load_rows(path: Path, prompts: Mapping[str, str]) -> list[Row]:
