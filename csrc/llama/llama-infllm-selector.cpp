@@ -37,8 +37,10 @@ std::unique_ptr<llama_infllm_selector> llama_infllm_selector::make(const llama_i
     if (params.scores == LLAMA_INFLLM_SCORES_PUBLISHED) {
         return std::make_unique<selector_published>(params);
     }
-    if (params.search == LLAMA_INFLLM_SEARCH_KEYS) {
-        return std::make_unique<selector_keys>(params);
+    switch (params.search) {
+        case LLAMA_INFLLM_SEARCH_KEYS:      return std::make_unique<selector_keys>(params);
+        case LLAMA_INFLLM_SEARCH_PRESELECT: return std::make_unique<selector_preselect>(params);
+        case LLAMA_INFLLM_SEARCH_QUEST:     return std::make_unique<selector_quest>(params);
+        default:                            return std::make_unique<selector_queries>(params);
     }
-    return std::make_unique<selector_queries>(params);
 }
