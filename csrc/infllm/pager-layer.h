@@ -48,7 +48,7 @@ struct pager_layer {
 
     uint32_t n_head;
     uint32_t n_head_kv;
-    uint32_t n_head_repr; // heads of the representative keys: n_head_kv, n_head with published scores
+    uint32_t n_head_repr; // heads of the representative keys: n_head_kv, twice as many of bounds, n_head with published scores
     uint32_t n_embd_head_k;
     uint32_t n_rot; // dimensions of a head that are rotated; 0: no RoPE
     uint32_t rot0;  // the first of them
@@ -63,6 +63,7 @@ struct pager_layer {
     uint32_t n_sum;   // floats
     uint32_t n_chunk; // blocks of positions; 0: nothing is summed up, all keys of a part are averaged
     uint32_t published;
+    uint32_t bounds;  // representative keys are bounds, see bounds.h
 
     uint32_t n_block_max;
     uint32_t n_repr;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "bounds.h"
 #include "centred.h"
 #include "pager-rows.h"
 #include "topk.h"
@@ -22,7 +23,7 @@ struct store_scratch {
     float   * sums;  // [n_repr][CENTRED_LANES]
 
     INFLLM_PORTABLE static uint64_t size(const pager_layer & l) {
-        return sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_repr)*(l.cells.block_size + l.n_repr*l.repr_topk) +
+        return l.bounds ? 0 : sizeof(float)*(l.n_embd_k() + uint64_t(l.n_head_repr)*(l.cells.block_size + l.n_repr*l.repr_topk) +
             uint64_t(l.n_repr)*CENTRED_LANES);
     }
 
@@ -58,6 +59,10 @@ INFLLM_PORTABLE void store_rows(const Group & g, const pager_layer & l, uint32_t
 template <typename Group>
 INFLLM_PORTABLE void store_representatives(const Group & g, const pager_layer & l, uint32_t seq, uint32_t block, uint32_t last,
         const float * mean, const uint8_t * k, uint16_t * out, const store_scratch & s) {
+    if (l.bounds) {
+        store_bounds(g, l, k, out);
+        return;
+    }
     const pager_state state = pager_state::of(l, seq);
 
     const uint32_t n_embd = l.n_embd_k();

@@ -56,10 +56,14 @@ bool llama_kv_cache_infllm_context::apply() {
         const auto &   seq    = mem->seqs[s.seq_id];
         const uint32_t n_used = seq.paging() ? mem->layers.cells.n_cells() : seq.get_n_tokens();
         n_kv    = std::max(n_kv, std::min<uint32_t>(mem->layers.n_cells_alloc(), GGML_PAD(n_used, 256)));
-        n_block = std::max(n_block, std::min<uint32_t>(mem->layers.get_n_block_cap(), GGML_PAD(seq.get_n_offload(), 64)));
+        n_block = std::max(n_block, std::min<uint32_t>(mem->layers.get_n_block_cap(), GGML_PAD(n_search(seq), 64)));
     }
 
     return true;
+}
+
+uint32_t llama_kv_cache_infllm_context::n_search(const llama_infllm_sequence & seq) const {
+    return mem->get_selector().keeps(n_tokens) && !mem->has_scores() ? 0 : seq.get_n_offload();
 }
 
 llama_memory_status llama_kv_cache_infllm_context::get_status() const {
@@ -239,7 +243,7 @@ void llama_kv_cache_infllm_context::set_input_info(ggml_tensor * dst) const {
             /*.seq      =*/ streams[i].seq_id,
             /*.p0       =*/ int32_t(streams[i].p0),
             /*.n_tokens =*/ int32_t(n_tokens),
-            /*.n_block  =*/ int32_t(seq.get_n_offload()),
+            /*.n_block  =*/ int32_t(n_search(seq)),
             /*.agree    =*/ mem->get_selector().agrees() && !mem->has_scores(),
             /*.place    =*/ seq.get_place(),
             /*.shift    =*/ int32_t(seq.get_shift()),

@@ -251,6 +251,7 @@ infllm::pager_layer llama_infllm_layers::make_shape(
     res.n_sum         = selector->n_sum(n_head, n_head_kv, n_embd_head_k);
     res.n_chunk       = res.n_sum > 0 ? n_chunk : 0;
     res.published     = selector->sums_attention();
+    res.bounds        = selector->bounds();
     res.n_block_max   = n_block_max;
     res.n_repr        = prm.infllm.n_repr;
     res.type_k        = llama_infllm_to_kv(l.k->type);

@@ -73,7 +73,7 @@ static const std::vector<param> & get_table() {
         { PARAM(pinned_max_bytes),  0,  BYTES      },
         { PARAM(attend),            LLAMA_INFLLM_ATTEND_RESIDENT, CHOICE, { "resident", "topk" } },
         { PARAM(scores),            LLAMA_INFLLM_SCORES_LINEAR,   CHOICE, { "linear", "published" } },
-        { PARAM(search),            LLAMA_INFLLM_SEARCH_AUTO,     CHOICE, { "auto", "keys", "queries" } },
+        { PARAM(search),            LLAMA_INFLLM_SEARCH_AUTO,     CHOICE, { "auto", "keys", "queries", "quest", "preselect" } },
         { PARAM(store_path),        0,  TEXT       },
         { PARAM(type_store),        LLAMA_INFLLM_TYPE_STORE_AUTO, CHOICE, { "auto", "f16", "q8_0", "q4_0" } },
         { PARAM(budget),            0,  BYTES      },

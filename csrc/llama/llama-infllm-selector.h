@@ -36,6 +36,9 @@ public:
     // whether layers agree on the relevance of blocks, see relevance.h
     virtual bool agrees() const { return false; }
 
+    // whether representative keys are bounds, see bounds.h
+    virtual bool bounds() const { return false; }
+
     virtual uint32_t n_head_repr(uint32_t n_head, uint32_t n_head_kv) const;
 
     // what the tokens of representative keys are chosen by, of each block of positions, see pager_layer: floats; 0: nothing
@@ -47,6 +50,9 @@ public:
     //
     // what is searched for
     //
+
+    // whether n_tokens of a stream keep what was selected before them: they do not search
+    virtual bool keeps(uint32_t /*n_tokens*/) const { return false; }
 
     // tokens at the end of a text that are a ubatch of their own, see text-split.h
     virtual uint32_t n_end() const { return 0; }

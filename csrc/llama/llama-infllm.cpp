@@ -183,20 +183,22 @@ bool llama_infllm_params_resolve(
     if (res.search == LLAMA_INFLLM_SEARCH_AUTO) {
         res.search = published ? LLAMA_INFLLM_SEARCH_QUERIES : LLAMA_INFLLM_SEARCH_KEYS;
     }
-    const bool by_keys = res.search == LLAMA_INFLLM_SEARCH_KEYS;
-    if (by_keys && published) {
-        return fail("search = keys does not work with scores = published, which the queries search: use search = queries, or auto");
+    const bool        by_keys   = res.search == LLAMA_INFLLM_SEARCH_KEYS || res.search == LLAMA_INFLLM_SEARCH_PRESELECT;
+    const bool        by_bounds = res.search == LLAMA_INFLLM_SEARCH_QUEST;
+    const std::string search    = "search = " + llama_infllm_choice_name("search", res.search);
+    if (published && res.search != LLAMA_INFLLM_SEARCH_QUERIES) {
+        return fail(search + " does not work with scores = published, which the queries search: use search = queries, or auto");
     }
     if (res.n_score == 0) {
         res.n_score = published ? n_ubatch : by_keys ? 16 : 32;
     }
     if (by_keys && res.n_score > res.n_local) {
-        return fail(::format("n_score = %u is larger than n_local = %u: with search = keys a sub-chunk must fit in the local "
-                "window", res.n_score, res.n_local));
+        return fail(::format("n_score = %u is larger than n_local = %u: with %s a sub-chunk must fit in the local "
+                "window", res.n_score, res.n_local, search.c_str()));
     }
     if (res.n_repr == 0) {
-        const uint32_t n_part = n_ctx <= n_ctx_train ? 4 : 8;
-        res.n_repr = by_keys && res.block_size%n_part == 0 ? res.block_size/n_part : 1;
+        const uint32_t n_part = by_bounds ? 16 : !by_keys ? res.block_size : n_ctx <= n_ctx_train ? 4 : 8;
+        res.n_repr = res.block_size%n_part == 0 ? res.block_size/n_part : 1;
         // they are all on the device, which is to be bounded; and a part must have repr_topk tokens, if these are given
         while (res.n_repr > 1 &&
                 (n_ctx/res.block_size*res.n_repr > 32768 || res.repr_topk*res.n_repr > res.block_size)) {
@@ -204,12 +206,16 @@ bool llama_infllm_params_resolve(
         }
     }
     if (res.repr_topk == 0) {
-        res.repr_topk = by_keys ? res.block_size/res.n_repr : std::min(4u, res.block_size/res.n_repr);
+        res.repr_topk = by_keys || by_bounds ? res.block_size/res.n_repr : std::min(4u, res.block_size/res.n_repr);
     }
 
     if (res.block_size%res.n_repr != 0 || res.repr_topk*res.n_repr > res.block_size) {
         return fail(::format("n_repr = %u does not divide block_size = %u into parts of at least repr_topk = %u tokens",
                 res.n_repr, res.block_size, res.repr_topk));
+    }
+    if (by_bounds && res.repr_topk*res.n_repr != res.block_size) {
+        return fail(::format("repr_topk = %u does not work with search = quest, whose bounds are of all %u keys of a part: leave "
+                "repr_topk out", res.repr_topk, res.block_size/res.n_repr));
     }
 
     *params = res;

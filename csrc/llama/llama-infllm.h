@@ -49,10 +49,15 @@ enum llama_infllm_scores {
 
 // what representative keys are multiplied with to score a block
 enum llama_infllm_search {
-    LLAMA_INFLLM_SEARCH_AUTO    = 0, // KEYS, but QUERIES with published scores
-    LLAMA_INFLLM_SEARCH_KEYS    = 1, // the keys of the current tokens, less the mean key: a block counts that holds a context
-                                     //   like the current one
-    LLAMA_INFLLM_SEARCH_QUERIES = 2, // the queries of the current tokens, as published
+    LLAMA_INFLLM_SEARCH_AUTO      = 0, // KEYS, but QUERIES with published scores
+    LLAMA_INFLLM_SEARCH_KEYS      = 1, // the keys of the current tokens, less the mean key: a block counts that holds a context
+                                       //   like the current one
+    LLAMA_INFLLM_SEARCH_QUERIES   = 2, // the queries of the current tokens, as published
+    LLAMA_INFLLM_SEARCH_QUEST     = 3, // the queries, too, but with the largest and the smallest values of keys: a block counts
+                                       //   by a bound of the attention to any of its keys (Quest, Tang et al. 2024, arXiv
+                                       //   2406.10774)
+    LLAMA_INFLLM_SEARCH_PRESELECT = 4, // KEYS for any text of more than one token; an answer, which comes one by one, keeps what
+                                       //   was selected for it (KTransformers' preselect_block)
 };
 
 // type of K and V in the store, where it is not that of the resident buffer
@@ -79,9 +84,9 @@ struct llama_infllm_params {
     uint32_t max_cached_blocks; // slots per layer and sequence, >= topk. All three 0: by budget and profile; one of them 0: topk for
                                 //   this one, the others as with FAST, and fewer slots where n_ctx_train leaves no room
     uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4
-                                //   with search = queries
+                                //   with search = queries; all with search = quest
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 16, with
-                                //   search = queries 32, and the whole ubatch with published scores. By keys, ubatches of at
+                                //   search = queries or quest 32, and the whole ubatch with published scores. By keys, ubatches of at
                                 //   most 2*n_score tokens by those of 2*block_size/n_repr tokens too, if these are fewer
     enum llama_infllm_position position;
     uint64_t store_max_bytes;   // limit of the memory of the block store, bytes; 0: no limit
@@ -91,7 +96,7 @@ struct llama_infllm_params {
     enum llama_infllm_scores scores;
     uint32_t n_repr;            // representative keys of a block, each of an equal part of it; 0: one for 4 tokens, beyond
                                 //   n_ctx_train for 8, and for more where there would be over 32768 a layer; but one in all
-                                //   with search = queries
+                                //   with search = queries, and a pair of bounds for 16 with search = quest
     enum llama_infllm_search search;
     char     store_path[512];   // folder for the blocks that store_max_bytes, or the memory there is, has no room for; they go to a
                                 //   file without a name. "": they are refused

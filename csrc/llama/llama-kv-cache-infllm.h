@@ -198,7 +198,7 @@ public:
 
     llama_seq_id get_seq_id() const { return streams.empty() ? 0 : streams[0].seq_id; } // of the first stream
     uint32_t     get_n_kv()   const { return n_kv; }    // cells that attention reads
-    uint32_t     get_n_block()const { return n_block; } // padded blocks to score, 0 while nothing is paged
+    uint32_t     get_n_block()const { return n_block; } // padded blocks to score, 0 where none are searched
 
     // streams that the graph of a ubatch has
     uint32_t get_n_stream(const llama_ubatch & ubatch) const;
@@ -235,6 +235,9 @@ private:
     uint32_t n_tokens = 0; // of each
     uint32_t n_kv     = 0; // of the longest
     uint32_t n_block  = 0;
+
+    // blocks that it searches
+    uint32_t n_search(const llama_infllm_sequence & seq) const;
 
     // cells of the resident buffers of all sequences, of which a stream's begin here
     int64_t cell0(const llama_kv_cache_infllm::stream & s) const { return int64_t(s.seq_id)*mem->layers.n_cells_alloc(); }

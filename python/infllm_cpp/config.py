@@ -14,7 +14,7 @@ Position = Literal["auto", "true", "infllm"]
 Paging = Literal["auto", "host", "device"]
 Attend = Literal["resident", "topk"]
 Scores = Literal["linear", "published"]
-Search = Literal["auto", "keys", "queries"]
+Search = Literal["auto", "keys", "queries", "quest", "preselect"]
 TypeStore = Literal["auto", "f16", "q8_0", "q4_0"]
 Profile = Literal["auto", "exact", "balanced", "fast"]
 
@@ -23,7 +23,7 @@ _POSITIONS: tuple[Position, ...] = ("auto", "true", "infllm")
 _PAGINGS: tuple[Paging, ...] = ("auto", "host", "device")
 _ATTENDS: tuple[Attend, ...] = ("resident", "topk")
 _SCORES: tuple[Scores, ...] = ("linear", "published")
-_SEARCHES: tuple[Search, ...] = ("auto", "keys", "queries")
+_SEARCHES: tuple[Search, ...] = ("auto", "keys", "queries", "quest", "preselect")
 _TYPES_STORE: tuple[TypeStore, ...] = ("auto", "f16", "q8_0", "q4_0")
 _PROFILES: tuple[Profile, ...] = ("auto", "exact", "balanced", "fast")
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -92,10 +92,10 @@ class InfLLMConfig:
         and attended: fewer page-ins, for a slow link.
     repr_topk : int or None
         Tokens whose keys are averaged into a representative key, at most ``block_size/n_repr``. ``None``:
-        that many, or 4 with ``search="queries"``.
+        that many, or 4 with ``search="queries"``. Bounds, of ``search="quest"``, are of all of them.
     n_score : int or None
         Tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means. ``None``: 16, or 32 with
-        ``search="queries"``, or the whole ubatch with ``scores="published"``. With ``search="keys"`` a ubatch
+        ``search="queries"`` or ``"quest"``, or the whole ubatch with ``scores="published"``. By keys a ubatch
         of at most ``2*n_score`` tokens, as the end of a prompt is, is scored by sub-chunks of
         ``2*block_size/n_repr`` tokens as well, if these are fewer: they find strings that are looked up.
     position : {"auto", "true", "infllm"}
@@ -121,13 +121,17 @@ class InfLLMConfig:
         Representative keys of a block, each of an equal part of it; the best of them counts. They take
         `n_repr` times the memory. ``None``: one for 4 tokens, for 8 where `n_ctx` is beyond the training
         length, and for more where there would be over 32,768 a layer; or one in all with
-        ``search="queries"``.
-    search : {"auto", "keys", "queries"}
+        ``search="queries"``; or, with ``search="quest"``, a pair of bounds for 16 tokens.
+    search : {"auto", "keys", "queries", "quest", "preselect"}
         What representative keys are multiplied with to score a block. ``"keys"``: the keys of the current
         tokens, less the mean key: a block counts that holds a context like the current one, or begins right
         after it (the idea of kNN-LM, Khandelwal et al. 2020, arXiv 1911.00172), by the sum of the standard
         scores of a layer and all before it. ``"queries"``: the queries of the current tokens, each layer for
-        itself, as published.
+        itself, as published. ``"quest"``: the queries as well, each layer for itself, but a block counts by
+        an upper bound of the attention to any of its keys, which their largest and smallest values give
+        (Quest, Tang et al. 2024, arXiv 2406.10774, section 3.3). ``"preselect"``: by keys, but tokens that
+        come one by one, an answer, keep what was selected for the text before them (KTransformers'
+        ``preselect_block``).
         ``"auto"``: keys, but queries with ``scores="published"``.
     store_path : str, os.PathLike or None
         Folder for the blocks that `store_max_bytes`, or the memory there is, has no room for: they go to a

@@ -233,6 +233,8 @@ INSTANTIATE_TEST_SUITE_P(Setting, InfllmPlacement, testing::Values(
     setting { "Q4",         GGML_TYPE_Q4_0, [](auto &)   {} },
     setting { "Sums",       GGML_TYPE_F16,  [](auto & p) { p.repr_topk = 1; } },
     setting { "Queries",    GGML_TYPE_F16,  [](auto & p) { p.search = LLAMA_INFLLM_SEARCH_QUERIES; p.n_score = 0; } },
+    setting { "Quest",      GGML_TYPE_F16,  [](auto & p) { p.search = LLAMA_INFLLM_SEARCH_QUEST; } },
+    setting { "Preselect",  GGML_TYPE_F16,  [](auto & p) { p.search = LLAMA_INFLLM_SEARCH_PRESELECT; } },
     setting { "Positions",  GGML_TYPE_F16,  [](auto & p) { p.position = LLAMA_INFLLM_POSITION_INFLLM; } },
     setting { "Published",  GGML_TYPE_F16,  [](auto & p) {
         p.scores            = LLAMA_INFLLM_SCORES_PUBLISHED;

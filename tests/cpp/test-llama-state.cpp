@@ -30,9 +30,11 @@ struct state_case {
     uint32_t              n_tokens; // that are saved
 };
 
+const char * const SEARCH_NAMES[] = { "", "Keys", "Queries", "Quest", "Preselect" };
+
 std::ostream & operator<<(std::ostream & os, const state_case & c) {
     return os << (c.position == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm") << (c.paging == LLAMA_INFLLM_PAGING_HOST ? "Host" : "Device")
-        << ggml_type_name(c.type) << (c.search == LLAMA_INFLLM_SEARCH_KEYS ? "Keys" : "Queries") << c.n_tokens;
+        << ggml_type_name(c.type) << SEARCH_NAMES[c.search] << c.n_tokens;
 }
 
 llama_infllm_params infllm_params(const state_case & c) {
@@ -136,6 +138,8 @@ constexpr auto HOST     = LLAMA_INFLLM_PAGING_HOST;
 constexpr auto DEVICE   = LLAMA_INFLLM_PAGING_DEVICE;
 constexpr auto KEYS     = LLAMA_INFLLM_SEARCH_KEYS;
 constexpr auto QUERIES  = LLAMA_INFLLM_SEARCH_QUERIES;
+constexpr auto QUEST    = LLAMA_INFLLM_SEARCH_QUEST;
+constexpr auto ONCE     = LLAMA_INFLLM_SEARCH_PRESELECT;
 
 INSTANTIATE_TEST_SUITE_P(Kinds, LlamaState, testing::Values(
     state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  KEYS,    0   },
@@ -148,7 +152,11 @@ INSTANTIATE_TEST_SUITE_P(Kinds, LlamaState, testing::Values(
     state_case { TRUE_POS, DEVICE, GGML_TYPE_Q8_0, QUERIES, 400 },
     state_case { INFLLM,   HOST,   GGML_TYPE_Q8_0, KEYS,    400 },
     state_case { INFLLM,   HOST,   GGML_TYPE_Q4_0, KEYS,    400 },
-    state_case { INFLLM,   HOST,   GGML_TYPE_BF16, KEYS,    400 }),
+    state_case { INFLLM,   HOST,   GGML_TYPE_BF16, KEYS,    400 },
+    state_case { INFLLM,   DEVICE, GGML_TYPE_F16,  QUEST,   400 },
+    state_case { TRUE_POS, HOST,   GGML_TYPE_Q8_0, QUEST,   400 },
+    state_case { INFLLM,   HOST,   GGML_TYPE_F16,  ONCE,    400 },
+    state_case { TRUE_POS, DEVICE, GGML_TYPE_F16,  ONCE,    90  }),
     testing::PrintToStringParamName());
 
 } // namespace
@@ -329,7 +337,9 @@ INSTANTIATE_TEST_SUITE_P(Kinds, LlamaSession, testing::Values(
     state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  KEYS,    90  }, // all fits
     state_case { INFLLM,   HOST,   GGML_TYPE_F16,  KEYS,    400 },
     state_case { INFLLM,   DEVICE, GGML_TYPE_F16,  KEYS,    400 },
-    state_case { TRUE_POS, HOST,   GGML_TYPE_Q8_0, QUERIES, 400 }),
+    state_case { TRUE_POS, HOST,   GGML_TYPE_Q8_0, QUERIES, 400 },
+    state_case { TRUE_POS, HOST,   GGML_TYPE_F16,  QUEST,   400 },
+    state_case { INFLLM,   DEVICE, GGML_TYPE_F16,  ONCE,    400 }),
     testing::PrintToStringParamName());
 
 } // namespace

@@ -25,8 +25,10 @@ struct stream_case {
     llama_infllm_paging   paging;
 };
 
+const char * const SEARCH_NAMES[] = { "", "Keys", "Queries", "Quest", "Preselect" };
+
 std::ostream & operator<<(std::ostream & os, const stream_case & c) {
-    return os << (c.position == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm") << (c.search == LLAMA_INFLLM_SEARCH_KEYS ? "Keys" : "Queries")
+    return os << (c.position == LLAMA_INFLLM_POSITION_TRUE ? "True" : "Infllm") << SEARCH_NAMES[c.search]
         << (c.paging == LLAMA_INFLLM_PAGING_HOST ? "Host" : "Device");
 }
 
@@ -195,7 +197,9 @@ INSTANTIATE_TEST_SUITE_P(, LlamaStreams, testing::Values(
         stream_case { LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_SEARCH_KEYS,    LLAMA_INFLLM_PAGING_HOST   },
         stream_case { LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_SEARCH_KEYS,    LLAMA_INFLLM_PAGING_DEVICE },
         stream_case { LLAMA_INFLLM_POSITION_TRUE,   LLAMA_INFLLM_SEARCH_QUERIES, LLAMA_INFLLM_PAGING_DEVICE },
-        stream_case { LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_SEARCH_QUERIES, LLAMA_INFLLM_PAGING_HOST   }),
+        stream_case { LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_SEARCH_QUERIES, LLAMA_INFLLM_PAGING_HOST   },
+        stream_case { LLAMA_INFLLM_POSITION_TRUE,   LLAMA_INFLLM_SEARCH_QUEST,   LLAMA_INFLLM_PAGING_HOST   },
+        stream_case { LLAMA_INFLLM_POSITION_INFLLM, LLAMA_INFLLM_SEARCH_PRESELECT, LLAMA_INFLLM_PAGING_HOST }),
     [](const auto & info) { return testing::PrintToString(info.param); });
 
 TEST_P(LlamaStreams, AreAsEachAlone) {

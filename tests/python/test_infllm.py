@@ -58,6 +58,14 @@ def test_automatic_values_are_filled_in(model_path: Path) -> None:
         config = llm.infllm
         assert config is not None
         assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("queries", 1, 4, 32)
+    with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(search="quest")) as llm:
+        config = llm.infllm
+        assert config is not None
+        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("quest", 4, 16, 32)
+    with Llama(model_path, n_ctx=8192, infllm=InfLLMConfig(search="preselect")) as llm:
+        config = llm.infllm
+        assert config is not None
+        assert (config.search, config.n_repr, config.repr_topk, config.n_score) == ("preselect", 16, 4, 16)
 
 
 def test_a_budget_is_kept_to(model_path: Path) -> None:
@@ -87,7 +95,8 @@ def test_what_a_budget_cannot_be(model_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("search", "scores"), [("keys", "linear"), ("queries", "linear"), ("queries", "published")]
+    ("search", "scores"),
+    [("keys", "linear"), ("queries", "linear"), ("queries", "published"), ("quest", "linear")],
 )
 def test_representative_keys_take_what_info_says(model_path: Path, search: str, scores: str) -> None:
     config = InfLLMConfig(n_local=256, search=search, scores=scores)

@@ -84,6 +84,7 @@ def test_architectures(models: dict[str, str], arch: str, capsys: pytest.Capture
         {"attend": "topk", "topk": 1, "max_cached_blocks": 4},
         {"scores": "published"},
         {"scores": "published", "search": "keys"},
+        {"search": "quest", "repr_topk": 3},
         {"scores": "published", "paging": "device"},
         {"paging": "device"},
         {"type_k": "q8_0", "type_v": "q4_0"},

@@ -142,7 +142,7 @@ class ModelOptions:
         _option(
             _MEMORY,
             "Representative keys of a block.",
-            default="one for 4 tokens, for 8 beyond the training length; 1 if queries search",
+            default="one for 4 tokens, for 8 beyond the training length; queries: 1; quest: one for 16",
         ),
     ] = _default.n_repr
     n_score: Annotated[
@@ -150,7 +150,7 @@ class ModelOptions:
         _option(
             _MEMORY,
             "Tokens of a sub-chunk for scoring.",
-            default="16; 32 if queries search; the ubatch with published scores",
+            default="16; 32 with queries and quest; the ubatch with published scores",
         ),
     ] = _default.n_score
     position: Annotated[
@@ -181,9 +181,14 @@ class ModelOptions:
         str, _option(_MEMORY, "linear or published: how the keys that stand for a block are chosen.")
     ] = _default.scores
 
-    search: Annotated[str, _option(_MEMORY, "auto, keys or queries: what blocks are searched by.")] = (
-        _default.search
-    )
+    search: Annotated[
+        str,
+        _option(
+            _MEMORY,
+            "auto, keys, queries, quest or preselect: how blocks are searched. quest: bounds of attention "
+            "to keys; preselect: keys, for each text, but not for each token of an answer.",
+        ),
+    ] = _default.search
     type_store: Annotated[
         str,
         _option(
