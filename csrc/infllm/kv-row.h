@@ -55,6 +55,11 @@ INFLLM_PORTABLE float kv_load(kv_type type, const uint8_t * row, uint32_t i) {
                                d*float(int(q) - (has_high ? 16 : 8));
 }
 
+// x as a whole number from min to max, which it is near to; what is none, of a model whose values are none, becomes min
+INFLLM_PORTABLE int kv_quant(float x, float min, float max) {
+    return int(fminf(fmaxf(x, min), max));
+}
+
 // the values x [32] as a block of q8_0 or q4_0
 INFLLM_PORTABLE void kv_store_block(kv_type type, uint8_t * block, const float * x) {
     float max = 0.0f; // the largest in magnitude, with its sign
@@ -66,7 +71,7 @@ INFLLM_PORTABLE void kv_store_block(kv_type type, uint8_t * block, const float *
         const float id = d != 0.0f ? 1.0f/d : 0.0f;
         store_u16(block, half_from_float(d));
         for (uint32_t j = 0; j < 32; ++j) {
-            block[2 + j] = uint8_t(int8_t(roundf(x[j]*id)));
+            block[2 + j] = uint8_t(kv_quant(roundf(x[j]*id), -127.0f, 127.0f));
         }
         return;
     }
@@ -74,9 +79,9 @@ INFLLM_PORTABLE void kv_store_block(kv_type type, uint8_t * block, const float *
     const float id = d != 0.0f ? 1.0f/d : 0.0f;
     store_u16(block, half_from_float(d));
     for (uint32_t j = 0; j < 16; ++j) {
-        const int lo = int(x[j     ]*id + 8.5f);
-        const int hi = int(x[j + 16]*id + 8.5f);
-        block[2 + j] = uint8_t((lo > 15 ? 15 : lo) | (hi > 15 ? 15 : hi) << 4);
+        const int lo = kv_quant(x[j     ]*id + 8.5f, 0.0f, 15.0f);
+        const int hi = kv_quant(x[j + 16]*id + 8.5f, 0.0f, 15.0f);
+        block[2 + j] = uint8_t(lo | hi << 4);
     }
 }
 

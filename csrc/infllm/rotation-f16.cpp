@@ -1,6 +1,7 @@
 #include "rotation.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 
 namespace infllm {
@@ -45,8 +46,14 @@ INFLLM_F16C static void rotate(uint16_t * x, uint32_t n_vec, uint32_t n_embd_hea
     }
 }
 
+// not every compiler knows f16c by its name
+static bool cpu_has_f16c() {
+    unsigned int eax, ebx, ecx = 0, edx;
+    return __builtin_cpu_supports("avx2") && __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+}
+
 bool rotation::apply_f16(uint16_t * x, uint32_t n_vec, uint32_t n_embd_head) const {
-    static const bool has_f16c = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+    static const bool has_f16c = cpu_has_f16c();
 
     if (!has_f16c || n_rot()%16 != 0) {
         return false;

@@ -75,9 +75,11 @@ void session_file::read() {
         if (std::memcmp(h.magic, MAGIC, sizeof(MAGIC)) != 0) {
             continue;
         }
+        // the next generation goes to the other place; the first one is 1
+        const bool in_place = h.generation%2 == i && h.generation > 0;
         if (h.version != VERSION) {
             version = h.version;
-        } else if (h.sum == h.get_sum() && (!found || h.generation > head.generation)) {
+        } else if (in_place && h.sum == h.get_sum() && (!found || h.generation > head.generation)) {
             head  = h;
             found = true;
         }
@@ -138,7 +140,7 @@ std::shared_ptr<session_file> session_file::create(const std::string & path, uin
 }
 
 bool session_file::begin() {
-    if (!disk.lock(true)) {
+    if (head.generation == UINT64_MAX || !disk.lock(true)) {
         disk.lock(false);
         return false;
     }

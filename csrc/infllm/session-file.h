@@ -68,7 +68,7 @@ public:
     // saving: begin(), add() for every new block, commit(); else abandon()
     //
 
-    bool  begin(); // false: others have it open
+    bool  begin(); // false: others have it open, or no generation can follow
     entry add(const uint8_t * data);
     void  commit(const rest & content);
     void  abandon(); // as it was at the last commit

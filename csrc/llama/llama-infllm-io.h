@@ -49,8 +49,6 @@ public:
 
     size_t n_bytes() override { return n_read; }
 
-    bool at_end() const { return n_read == n_all; }
-
 private:
     const uint8_t * data;
     size_t          n_all;

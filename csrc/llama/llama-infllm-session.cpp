@@ -69,7 +69,11 @@ public:
         }
     }
 
-    bool is_read() const { return at_end() && n_block == file->get_rest().blocks.size(); }
+    void check_all(uint32_t n_tokens) const override {
+        if (n_block != file->get_rest().blocks.size() || n_tokens != file->get_rest().tokens.size()) {
+            refuse();
+        }
+    }
 
 private:
     const std::shared_ptr<session_file> file;
@@ -136,15 +140,11 @@ bool llama_infllm_session_verify(const llama_infllm_session * session) {
 
 bool llama_infllm_session_load(llama_infllm_session * session, llama_context * ctx, llama_seq_id seq_id) {
     return llama_infllm_try(false, [&] {
-        auto & mem = memory_of(ctx, seq_id);
+        memory_of(ctx, seq_id); // or what it throws
         llama_synchronize(ctx);
 
         session_reader io(session->file);
         llama_get_memory(ctx)->state_read(io, seq_id, 0);
-        if (!io.is_read() || mem.seq_pos_max(seq_id) + 1 != llama_pos(session->file->get_rest().tokens.size())) {
-            llama_get_memory(ctx)->seq_rm(seq_id, -1, -1);
-            throw std::runtime_error("the state cannot be loaded: it is damaged");
-        }
         return true;
     });
 }

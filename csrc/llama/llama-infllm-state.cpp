@@ -303,6 +303,9 @@ void llama_infllm_snapshot::read(
     if (!io.is_whole()) {
         refuse("it is damaged");
     }
+    if (source) {
+        source->check_all(n_tokens);
+    }
 }
 
 //

@@ -28,6 +28,9 @@ public:
 
     virtual int32_t map(infllm::block_store & store)    = 0;
     virtual void    get(uint8_t * dst, size_t n_bytes) = 0;
+
+    // throws unless these were all blocks, of a sequence of so many tokens
+    virtual void check_all(uint32_t n_tokens) const { (void) n_tokens; }
 };
 
 // What a context must have in common with the one that was saved: names and values are those of the parameters.

@@ -4,6 +4,7 @@
 #include "tiny-model.h"
 
 #include "llama-infllm.h"
+#include "session-file.h"
 
 #include <gtest/gtest.h>
 
@@ -414,6 +415,43 @@ TEST_P(LlamaSession, WhatDoesNotFitIsRefused) {
 
     EXPECT_FALSE(load_file(ctx.get(), folder/"none"));
     EXPECT_EQ(go_on(ctx.get(), 2).size(), 3u);
+}
+
+// its checksums are right, but it says otherwise what the sequence is than its state does
+TEST_P(LlamaSession, OneThatContradictsItselfIsRefused) {
+    {
+        const auto ctx = make(GetParam());
+        const auto all = text(GetParam().n_tokens, 1);
+        feed(ctx.get(), all);
+        ASSERT_TRUE(save_file(ctx.get(), all, path)) << llama_infllm_last_error();
+    }
+    const auto other = make(GetParam());
+    feed(other.get(), text(150, 2));
+    const auto before = save(other.get());
+
+    const auto file  = infllm::session_file::open(path);
+    const auto rest  = file->get_rest();
+    const auto state = bytes_t(rest.state.data, rest.state.data + rest.state.size);
+    for (int i = 0; i < 4; ++i) {
+        auto forged = rest;
+        forged.state = { state.data(), state.size() };
+        forged.data  = { state.data(), 4 };
+        switch (i) {
+            case 0: forged.tokens.pop_back(); break;
+            case 1: forged.tokens.push_back(1); break;
+            case 2: forged.tokens.clear(); break;
+            default:
+                if (rest.blocks.empty()) {
+                    continue;
+                }
+                forged.blocks.push_back(rest.blocks[0]);
+        }
+        ASSERT_TRUE(file->begin());
+        file->commit(forged);
+        EXPECT_FALSE(load_file(other.get(), path)) << i;
+        EXPECT_NE(std::string(llama_infllm_last_error()).find("damaged"), std::string::npos) << llama_infllm_last_error();
+        EXPECT_EQ(save(other.get()), before) << i;
+    }
 }
 
 // what a file has is not written over as long as another sequence, or a fork, reads it
