@@ -2,10 +2,12 @@
 
 #include "rotation.h"
 
+#include "portable.h"
 #include "vectors.h"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 using infllm::rotation;
@@ -129,23 +131,25 @@ TEST(RotationEmpty, DoesNothing) {
     EXPECT_EQ(x, x0);
 }
 
-#ifdef __FLT16_MAX__
 TEST_P(Rotation, HalfFloatsAreRotatedAlike) {
     const uint32_t n_embd_head = 80;
     const uint32_t n_vec       = 5;
 
     auto x = random_vector(n_vec*n_embd_head, 7);
 
-    std::vector<_Float16> half(x.begin(), x.end());
-    std::copy(half.begin(), half.end(), x.begin());
+    std::vector<uint16_t> half(x.size());
+    std::transform(x.begin(), x.end(), half.begin(), infllm::half_from_float);
+    std::transform(half.begin(), half.end(), x.begin(), infllm::half_to_float);
 
     const auto rot = make_rotation(GetParam(), 64, 1234.0);
-    if (!rot.apply_f16(reinterpret_cast<uint16_t *>(half.data()), n_vec, n_embd_head)) {
+    if (!rot.apply_f16(half.data(), n_vec, n_embd_head)) {
         GTEST_SKIP() << "this processor has no instructions for half floats";
     }
     rot.apply(x.data(), n_vec, n_embd_head);
 
-    expect_near(std::vector<float>(half.begin(), half.end()), x, 5e-3f);
+    std::vector<float> res(x.size());
+    std::transform(half.begin(), half.end(), res.begin(), infllm::half_to_float);
+    expect_near(res, x, 5e-3f);
 }
 
 TEST(RotationHalf, RefusesWhatItCannotVectorise) {
@@ -153,7 +157,6 @@ TEST(RotationHalf, RefusesWhatItCannotVectorise) {
     EXPECT_FALSE(make_rotation(false, 24, 3.0).apply_f16(x.data(), 1, 24));
     EXPECT_EQ(x, std::vector<uint16_t>(24, 0x3c00));
 }
-#endif
 
 TEST_P(Rotation, ByAnyNumberOfBlocks) {
     const uint32_t n_rot = 8;
