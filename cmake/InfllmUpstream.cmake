@@ -44,6 +44,13 @@ option(LLAMA_USE_PREBUILT_UI "llama: use prebuilt UI"           OFF) # it would 
 option(LLAMA_OPENSSL      "llama: use openssl to support HTTPS" OFF)
 option(GGML_CCACHE        "ggml: use ccache if available"       OFF) # set up by us for all targets
 
+# variables, not cache entries: the same build folder can be used for the other kind of build
+if (INFLLM_PORTABLE)
+    set(GGML_NATIVE           OFF)
+    set(GGML_BACKEND_DL       ON) # backends are modules beside libggml, see backend-folder.patch
+    set(GGML_CPU_ALL_VARIANTS ON)
+endif()
+
 # upstream would take both from the git repository around it, and rebuild after every commit of ours
 set(LLAMA_BUILD_NUMBER 0)
 set(LLAMA_BUILD_COMMIT "infllm-${PROJECT_VERSION}")

@@ -85,15 +85,22 @@ def wrong_hash(version: str, found: str) -> FetchError:
 
 def download(version: str, folder: Path) -> Path:
     """Download one source distribution by pip into the folder."""
+    # pip checks the hash before it runs anything out of the distribution
+    sdist = pip_download(f"llama-cpp-python=={version} --hash=sha256:{SHA256[version]}", folder)
+    check_sha256(sdist, version)
+    return sdist
+
+
+def pip_download(requirement: str, folder: Path) -> Path:
+    """Download the source distribution that pip chooses for a requirement on llama-cpp-python."""
     if importlib.util.find_spec("pip") is None:
         raise FetchError(
             f"{sys.executable} has no pip to download llama.cpp with: run `{sys.executable} -m ensurepip`."
         )
     requirements = folder / "requirements.txt"
-    # pip checks the hash before it runs anything out of the distribution
-    requirements.write_text(f"llama-cpp-python=={version} --hash=sha256:{SHA256[version]}\n")
+    requirements.write_text(f"{requirement}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input"]
-    command += ["--no-deps", "--no-binary", "llama-cpp-python", "--require-hashes"]
+    command += ["--no-deps", "--no-binary", "llama-cpp-python"]
     command += ["--dest", str(folder), "--requirement", str(requirements)]
     if importlib.util.find_spec("scikit_build_core"):
         # pip asks the distribution's build backend for its name; in a build of ours it is installed already
@@ -101,17 +108,16 @@ def download(version: str, folder: Path) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         output = result.stdout + result.stderr
+        name = requirement.split(" ")[0]
         if match := re.search(r"\bGot\s+([0-9a-f]{64})", output):
-            raise wrong_hash(version, match[1])
+            raise wrong_hash(name.rpartition("=")[2], match[1])
         lines = output.splitlines() or [f"exit code {result.returncode}"]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
         raise FetchError(
-            f"pip could not download llama-cpp-python {version} ({reason}): "
+            f"pip could not download {name} ({reason}): "
             "check the network, or give a llama.cpp checkout by -DINFLLM_LLAMA_CPP_DIR=PATH."
         )
-    sdist = folder / f"llama_cpp_python-{version}.tar.gz"
-    check_sha256(sdist, version)
-    return sdist
+    return next(folder.glob("llama_cpp_python-*.tar.gz"))
 
 
 def read_sdist(sdist: Path, version: str) -> Iterator[tuple[str, bytes]]:

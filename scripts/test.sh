@@ -8,7 +8,7 @@ check_tools gtest
 make_venv
 
 step "Installing the test tools"
-python -m pip install --quiet cmake ninja pytest pytest-xdist ruff mypy gguf
+python -m pip install --quiet build cmake ninja pytest pytest-xdist ruff mypy gguf
 # without libraries of its own: the tests point it at ours
 CMAKE_ARGS="-DLLAMA_BUILD=OFF" python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
 
@@ -31,6 +31,9 @@ NO_MKDOCS_2_WARNING=1 mkdocs build --quiet
 
 step "Patch against several llama.cpp releases"
 python scripts/check_patch.py
+
+step "Source distribution, twice the same"
+python scripts/build_sdist.py
 
 infllm serve -- --help > /dev/null                      # its tests are skipped where it is not built
 INFLLM_TEST_MODEL=$(infllm fetch)

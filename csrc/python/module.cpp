@@ -35,6 +35,7 @@ PYBIND11_MODULE(_core, m) {
     llama_backend_init();
     process_init();
 
+    m.attr("__version__")  = INFLLM_VERSION;
     m.attr("DEFAULT_SEED") = LLAMA_DEFAULT_SEED;
 
     m.def("llama_version",        &llama_version);

@@ -9,11 +9,11 @@ llama.cpp with the InfLLM memory (Xiao et al. 2024, arXiv 2402.04617):
 
 import os
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-if sys.platform == "win32":  # where an extension's libraries are looked for in no other folder
-    os.add_dll_directory(str(Path(__file__).resolve().parent / "lib"))
+if sys.platform == "win32":  # elsewhere the extension knows where its libraries are
+    os.add_dll_directory(str(Path(__file__).parent / "lib"))
+
 try:
     from . import _core
 except ImportError as err:  # libcuda.so.1, for example, comes with the driver
@@ -21,17 +21,20 @@ except ImportError as err:  # libcuda.so.1, for example, comes with the driver
         f"infllm_cpp cannot load a library that it was built with ({err}): "
         "install the driver of your device, or infllm-cpp without support for it"
     ) from None
-from ._core import DeviceInfo, DeviceLostError, TraceEvent, llama_version, local_devices, system_info
+from ._core import (
+    DeviceInfo,
+    DeviceLostError,
+    TraceEvent,
+    __version__,
+    llama_version,
+    local_devices,
+    system_info,
+)
 from .async_llama import AsyncLlama
 from .config import InfLLMConfig, InfLLMStats
 from .grammar import LlamaGrammar
 from .llama import Llama, LlamaState
 from .models import fetch as fetch_demo_model
-
-try:
-    __version__ = version("infllm-cpp")
-except PackageNotFoundError:  # run from the source tree
-    __version__ = "0.0.0"
 
 
 def library_dir() -> Path:

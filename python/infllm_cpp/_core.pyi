@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from .types import ChatDelta
 
+__version__: str
 DEFAULT_SEED: int
 
 def llama_version() -> str: ...

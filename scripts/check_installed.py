@@ -1,0 +1,119 @@
+"""Try an installed package: version, licences, library, command line and server, with the demo model.
+
+    python scripts/check_installed.py
+
+For wheels: cibuildwheel runs it after each build, scripts/check_wheel.sh in a system without compilers. It
+needs nothing but the package, takes a minute, and ends with exit code 1 where something is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from importlib.metadata import distribution
+from pathlib import Path
+from socket import socket
+from typing import Any
+
+import infllm_cpp
+from infllm_cpp import InfLLMConfig, Llama
+from infllm_cpp.passkey import is_right, make_passkey_prompt
+
+N_PASSKEY = 2048  # tokens; a quarter of them is resident
+SMALL = InfLLMConfig(n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=8)
+
+
+def infllm(*arguments: str, stdin: str = "") -> str:
+    """What the command line prints."""
+    command = [sys.executable, "-m", "infllm_cpp", *arguments]
+    return subprocess.run(command, input=stdin, stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def check_version() -> str:
+    """Those of the metadata, the package and the command line are one."""
+    version = distribution("infllm-cpp").version
+    assert infllm_cpp.__version__ == version, f"__version__ is {infllm_cpp.__version__}, not {version}"
+    assert infllm("--version").split() == ["infllm-cpp", version]
+    return version
+
+
+def check_licences() -> str:
+    """The wheel has the licences of what it is made of, and a list of that."""
+    names = {file.name for file in distribution("infllm-cpp").files or [] if ".dist-info" in str(file)}
+    assert names >= {"LICENSE", "llama.cpp.txt", "xxHash.txt", "pybind11.txt", "infllm-cpp.cdx.json"}, names
+    return f"{sum(name.endswith('.txt') for name in names)} of others"
+
+
+def check_cpu() -> str:
+    """A CPU backend has been found."""
+    info = infllm_cpp._core.system_info()
+    assert "CPU" in info, f"no CPU backend in {infllm_cpp.library_dir()}: {info}"
+    return info
+
+
+def check_passkey(model: Path) -> str:
+    """A number is found in a text that is longer than what is resident."""
+    with Llama(model, n_ctx=N_PASSKEY + 64, infllm=SMALL) as llm:
+        tokens, key = make_passkey_prompt(lambda text: llm.tokenize(text), N_PASSKEY)
+        answer = llm(tokens, max_tokens=8, temperature=0)["choices"][0]["text"]
+        assert is_right(answer, key), f"{answer!r} instead of {key}"
+        stats = llm.stats()
+        assert stats is not None and stats.bytes_store > 0, "nothing was stored"
+        return f"{key} in {len(tokens)} tokens"
+
+
+def check_chat(model: Path) -> str:
+    """`infllm chat` answers what comes from a pipe."""
+    answer = infllm("chat", "-m", str(model), "-n", "16", "--temperature", "0", stdin="What is 2 + 2?\n")
+    assert answer.strip(), "no answer"
+    return " ".join(answer.split())
+
+
+def check_server(model: Path) -> str:
+    """llama-server, a process of its own, finds the backends and answers."""
+    with socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "infllm_cpp", "serve", "-m", str(model), "--port", str(port)]
+    server = subprocess.Popen(
+        [*command, "--n-ctx", "16384"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while not _answers(f"{url}/health"):
+            assert server.poll() is None, f"the server ended with exit code {server.returncode}"
+            time.sleep(0.2)
+        body = json.dumps({"prompt": "The capital of France is", "n_predict": 4, "temperature": 0}).encode()
+        with urllib.request.urlopen(urllib.request.Request(f"{url}/completion", body), timeout=600) as reply:
+            content: str = json.load(reply)["content"]
+        assert "Paris" in content, content
+        return content.strip()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=60):
+            return True
+    except OSError:
+        return False
+
+
+def main() -> None:
+    model = Path(infllm("fetch").strip())
+    checks: list[tuple[Callable[..., str], tuple[Any, ...]]] = [
+        (check_version, ()), (check_licences, ()), (check_cpu, ()),
+        (check_passkey, (model,)), (check_chat, (model,)), (check_server, (model,)),
+    ]  # fmt: skip
+    for check, arguments in checks:
+        print(f"{check.__name__}: {check(*arguments)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
