@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .haystack import N_ANSWER, Haystack, Question, Sample
 
-_BEGIN = re.compile(r"(\s*(?:async )?def (\w+))(\(.*\n.*\S)")
+_BEGIN = re.compile(r"(\s*(?:async )?def (\w+)\()(.*\n.*\S)")
 
 
 @cache
@@ -40,7 +40,7 @@ def blocks(text: str) -> list[str]:
 
 @cache
 def functions() -> list[tuple[int, str, str]]:
-    """Of functions whose name and begin are there only once: number of the piece, ``def name``, begin."""
+    """Of functions whose name and begin are there only once: number of the piece, ``def name(``, begin."""
     found = [(i, match) for i, piece in enumerate(blocks(library())) if (match := _BEGIN.match(piece))]
     names, begins = (Counter(match[group] for _, match in found) for group in (2, 3))
     return [
