@@ -68,7 +68,7 @@ public:
 
 // By keys, once: what was selected for a question stays while it is answered, as in the long-context mode of KTransformers
 // (doc/en/long_context_introduction.md there, preselect_block) and SnapKV (Li et al. 2024, arXiv 2404.14469). Any text of more than
-// one token is a question. What an answer has written leaves the local window unseen.
+// one token is a question. What an answer has written is seen until it leaves the local window, and again from the next text on.
 class selector_preselect : public selector_keys {
 public:
     using selector_keys::selector_keys;

@@ -84,10 +84,10 @@ struct llama_infllm_params {
     uint32_t max_cached_blocks; // slots per layer and sequence, >= topk. All three 0: by budget and profile; one of them 0: topk for
                                 //   this one, the others as with FAST, and fewer slots where n_ctx_train leaves no room
     uint32_t repr_topk;         // tokens whose keys make a representative key, <= block_size/n_repr; 0: all of its part, but 4
-                                //   with search = queries; all with search = quest
+                                //   with search = queries. Bounds (search = quest) are of all
     uint32_t n_score;           // tokens of a sub-chunk: a ubatch is scored by the best of its sub-chunk means; 0: 16, with
-                                //   search = queries or quest 32, and the whole ubatch with published scores. By keys, ubatches of at
-                                //   most 2*n_score tokens by those of 2*block_size/n_repr tokens too, if these are fewer
+                                //   search = queries or quest 32, and the whole ubatch with published scores. By keys, ubatches
+                                //   of at most 2*n_score tokens by those of 2*block_size/n_repr tokens too, if these are fewer
     enum llama_infllm_position position;
     uint64_t store_max_bytes;   // limit of the memory of the block store, bytes; 0: no limit
     enum llama_infllm_paging paging;
