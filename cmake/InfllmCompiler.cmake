@@ -36,4 +36,7 @@ if (INFLLM_SANITIZE)
     # upstream's objects too: an overflow in a buffer of ours often shows in their code
     add_compile_options(-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined)
     add_link_options   (-fsanitize=address,undefined)
+    if (INFLLM_LIBFUZZER)
+        add_compile_options(-fsanitize=fuzzer-no-link) # coverage of all code
+    endif()
 endif()

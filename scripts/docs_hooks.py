@@ -1,4 +1,4 @@
-"""Hooks of mkdocs.yml: the first page is README.md, and pictures are drawn where a page asks for them.
+"""Hooks of mkdocs.yml: two pages are files of the root, and pictures are drawn where a page asks for them.
 
 A page asks by a comment, so that elsewhere than on the site nothing is missing::
 
@@ -20,6 +20,7 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parent.parent
+_OF_ROOT = {"index.md": "README.md", "threats.md": "THREATS.md"}
 _COMMENT = re.compile(r"<!-- pictures: (\w+) (\S+) -->")
 
 
@@ -56,10 +57,12 @@ def on_files(files: Any, config: Any, **kwargs: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **kwargs: Any) -> str:
-    """The text of a page with its pictures; links of README.md are seen from the root."""
-    if page.file.src_uri == "index.md":
-        readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        return readme.replace("](docs/", "](").replace("](LICENSE)", "]")
+    """The text of a page with its pictures; links of files in the root are seen from there."""
+    if name := _OF_ROOT.get(page.file.src_uri):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for page_name, root_name in _OF_ROOT.items():
+            text = text.replace(f"]({root_name})", f"]({page_name})")
+        return text.replace("](docs/", "](").replace("](LICENSE)", "]")
     return _COMMENT.sub(
         lambda match: "\n\n".join(
             f"![{picture.caption}]({picture.path})\n\n{picture.caption}"

@@ -61,4 +61,6 @@ step "C++ tests under sanitizers"
 GTEST_FILTER='-Position/*/True:*ContinuesFromPagedBlocks*:*LlamaStreams.*/True*' UBSAN_OPTIONS=print_stacktrace=1 \
     ctest --test-dir build/sanitize --output-on-failure --no-tests=error --parallel 2 -E device
 
+bash scripts/fuzz.sh --seconds 20 # a minute in all
+
 step "All tests passed"

@@ -57,7 +57,7 @@ INFLLM_PORTABLE float kv_load(kv_type type, const uint8_t * row, uint32_t i) {
 
 // x as a whole number from min to max, which it is near to; what is none, of a model whose values are none, becomes min
 INFLLM_PORTABLE int kv_quant(float x, float min, float max) {
-    return int(fminf(fmaxf(x, min), max));
+    return int(x > min ? (x < max ? x : max) : min);
 }
 
 // the values x [32] as a block of q8_0 or q4_0
