@@ -21,6 +21,8 @@ if (NOT MSVC)
     set(INFLLM_WARNINGS -Wall -Wextra -Wpedantic -Wcast-qual -Wmissing-declarations)
     # rotations are rounded alike on every host and device: no FMA
     set(INFLLM_EXACT -ffp-contract=off)
+    # programs may be small: what computes is fast all the same
+    set(INFLLM_FAST $<$<CONFIG:MinSizeRel>:-O3>)
 endif()
 
 find_program(INFLLM_CCACHE ccache)

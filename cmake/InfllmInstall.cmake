@@ -58,3 +58,7 @@ list(JOIN pc_libs " " pc_libs)
 string(REGEX REPLACE "[^/]+" ".." pc_prefix ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 configure_file(${PROJECT_SOURCE_DIR}/cmake/infllm.pc.in ${CMAKE_BINARY_DIR}/infllm.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/infllm.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig COMPONENT infllm-dev)
+
+if (TARGET llama-app AND NOT BUILD_SHARED_LIBS) # nothing has to be beside it
+    install(TARGETS llama-app RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR} COMPONENT infllm-app)
+endif()

@@ -34,7 +34,7 @@ endif()
 
 # defaults only: all of these can be given on the command line or in CMAKE_ARGS
 option(BUILD_SHARED_LIBS  "Build shared libraries"              ON)
-if (INFLLM_BUILD_PYTHON OR INFLLM_BUILD_TOOLS OR INFLLM_BUILD_SERVER)
+if (INFLLM_BUILD_PYTHON OR INFLLM_BUILD_TOOLS OR INFLLM_BUILD_SERVER OR INFLLM_BUILD_APP)
     set(common ON)
 else()
     set(common OFF)
@@ -71,6 +71,12 @@ endif()
 set(CMAKE_INSTALL_RPATH ${INFLLM_ORIGIN})
 
 add_subdirectory(${INFLLM_UPSTREAM_DIR} ${CMAKE_BINARY_DIR}/upstream EXCLUDE_FROM_ALL)
+
+foreach (target ggml-base ggml-cpu)
+    if (TARGET ${target})
+        target_compile_options(${target} PRIVATE ${INFLLM_FAST})
+    endif()
+endforeach()
 
 if (INFLLM_SANITIZE)
     # values of quantised types are loaded from where they lie, which need not be aligned
