@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def build(out: Path, env: dict[str, str]) -> Path:
     """The one source distribution that a build writes."""
-    command = [sys.executable, "-m", "build", "--sdist", "--outdir", str(out), str(ROOT)]
+    # CMake has a folder of its own: with SOURCE_DATE_EPOCH ggml is not built for this machine, and a cache
+    # would keep that
+    command = [sys.executable, "-m", "build", "--sdist", "-C", f"build-dir={out / 'cmake'}"]
+    command += ["--outdir", str(out), str(ROOT)]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
     if result.returncode != 0:
         sys.exit(result.stdout + result.stderr)
