@@ -62,4 +62,5 @@ export -f run_target
 export build seconds
 
 step "Fuzzing, ${#targets[@]} targets of $seconds s"
+# shellcheck disable=SC2016 # expanded by the shell that is started
 printf '%s\n' "${targets[@]}" | xargs -n 1 -P 2 bash -c 'run_target "$0"' || fail "A fuzz target has failed: see above."
