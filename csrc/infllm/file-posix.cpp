@@ -134,6 +134,13 @@ void file::remove() {
     ::unlink(path.c_str());
 }
 
+#ifdef __APPLE__
+static int posix_fallocate(int fd, off_t offset, off_t size) {
+    fstore_t store = { F_ALLOCATEALL, F_PEOFPOSMODE, 0, size, 0 };
+    return ::fcntl(fd, F_PREALLOCATE, &store) == 0 && ::ftruncate(fd, offset + size) == 0 ? 0 : errno;
+}
+#endif
+
 temp_file::temp_file(const std::string & folder) {
     std::string path = folder + "/infllm-store-XXXXXX";
     fd = ::mkstemp(&path[0]);
@@ -158,7 +165,7 @@ uint64_t temp_file::disk_free() const {
 
 uint8_t * temp_file::grow(size_t size) {
     maps.reserve(maps.size() + 1);
-    if (::posix_fallocate(fd, off_t(n_bytes), off_t(size)) != 0) {
+    if (posix_fallocate(fd, off_t(n_bytes), off_t(size)) != 0) {
         return nullptr;
     }
     void * data = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, off_t(n_bytes));
