@@ -24,8 +24,12 @@ file_slabs::file_slabs(const std::string & folder, size_t block_bytes) :
 }
 
 uint64_t file_slabs::room() const {
+    return file.disk_free() + n_free()*uint64_t(n_bytes);
+}
+
+size_t file_slabs::n_free() const {
     const std::lock_guard<std::mutex> lock(mutex);
-    return file.disk_free() + blocks.size()*uint64_t(n_bytes);
+    return blocks.size();
 }
 
 size_t file_slabs::take(size_t n, size_t, uint8_t ** res) {

@@ -21,7 +21,8 @@ public:
     size_t take(size_t n, size_t n_more, uint8_t ** res) override;
     void   give(uint8_t * block) override;
 
-    uint64_t room() const; // bytes that can still be taken
+    uint64_t room()   const; // bytes that can still be taken
+    size_t   n_free() const; // blocks that can be taken before the file grows
 
 private:
     const size_t n_bytes;

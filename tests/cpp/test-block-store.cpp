@@ -352,11 +352,11 @@ TEST(BlockStore, GoesOnInFiles) {
     store.unref(ids[0]);
     store.unref(ids[50]);
     EXPECT_EQ(store.n_elsewhere(), 199u);
-    const auto room = store.get_files()->room();
+    const auto n_free = store.get_files()->n_free();
     EXPECT_NE(store.alloc(), block_store::NONE);
     EXPECT_EQ(store.alloc(), block_store::NONE);
     ASSERT_TRUE(store.reserve(1, false));
-    EXPECT_EQ(store.get_files()->room(), room - 1000);
+    EXPECT_EQ(store.get_files()->n_free(), n_free - 1);
 
     EXPECT_THROW(infllm::file_slabs("/none", 1000), std::runtime_error);
 }
@@ -393,7 +393,7 @@ TEST(BlockStore, SharedBlocksLiveAsLongAsSomebodyNeedsThem) {
     const auto b = first->alloc();
     std::memset(first->data(a), 1, 8);
     std::memset(first->data(b), 2, 8);
-    const auto room = files->room();
+    const auto n_free = files->n_free();
 
     block_store second(8, 8);
     const auto c = second.map(first->data(a), first->share(a), {});
@@ -402,11 +402,11 @@ TEST(BlockStore, SharedBlocksLiveAsLongAsSomebodyNeedsThem) {
     EXPECT_EQ(first->n_elsewhere(), 1u);
 
     first->unref(b);
-    EXPECT_EQ(files->room(), room);
+    EXPECT_EQ(files->n_free(), n_free);
     first.reset();
     EXPECT_EQ(second.data(c)[7], 1);
     EXPECT_EQ(second.data(d)[7], 2);
     second.unref(d);
-    EXPECT_EQ(files->room(), room + 8);
+    EXPECT_EQ(files->n_free(), n_free + 1);
     second.unref(c);
 }
