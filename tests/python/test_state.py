@@ -43,7 +43,9 @@ def assert_same(
 @pytest.mark.parametrize("n_tokens", [100, 1200])  # all of it is resident, or not
 @pytest.mark.parametrize("position", ["true", "infllm", None])
 def test_the_next_tokens_are_the_same(first_layers_path: Path, n_tokens: int, position: str | None) -> None:
-    config = InfLLMConfig(**{**SMALL.__dict__, "position": position}) if position else None
+    # sums of queries, which repr_topk needs, remember what was removed (docs/architecture.md)
+    changes = {"position": position, "repr_topk": None}
+    config = InfLLMConfig(**{**SMALL.__dict__, **changes}) if position else None
     with make(first_layers_path, config, seed=7) as llm:
         tokens = (llm.tokenize(TEXT) * 100)[:n_tokens]
         llm.prefill(tokens)
