@@ -125,9 +125,15 @@ def test_a_store_is_compared_with_the_memory_there_is(
     assert re.search(r"store_max_bytes = 1.0 MiB: room for 2,\d{3} tokens: n_ctx", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("model", ["llama", "smollm2"])
 @pytest.mark.parametrize(
-    "changes", [{}, {"type_k": "q8_0", "type_v": "q4_0"}, {"type_store": "q8_0", "n_repr": 4}], ids=str
+    ("model", "changes"),
+    [
+        ("llama", {}),
+        ("llama", {"type_k": "q8_0", "type_v": "q4_0"}),
+        ("llama", {"type_store": "q8_0", "n_repr": 4}),
+        ("smollm2", {}),
+    ],
+    ids=str,
 )
 def test_a_full_context_takes_what_was_said(
     models: dict[str, str],
