@@ -58,7 +58,7 @@ def check_cpu() -> str:
 def check_passkey(model: Path) -> str:
     """A number is found in a text that is longer than what is resident."""
     with Llama(model, n_ctx=N_PASSKEY + 64, infllm=SMALL) as llm:
-        tokens, key = make_passkey_prompt(lambda text: llm.tokenize(text), N_PASSKEY)
+        tokens, key = make_passkey_prompt(llm.tokenize, N_PASSKEY)
         answer = llm(tokens, max_tokens=8, temperature=0)["choices"][0]["text"]
         assert is_right(answer, key), f"{answer!r} instead of {key}"
         stats = llm.stats()

@@ -59,20 +59,8 @@ def start_time(program: Path, *arguments: str) -> float:
 
 def complete(program: Path, model: str, prompt: Path, n_ctx: int, cache: Path) -> str:
     """The answer to a prompt, whose state is kept in `cache`, or comes from there."""
-    command: list[str | Path] = [
-        program,
-        "completion",
-        "-m",
-        model,
-        "-f",
-        prompt,
-        "-c",
-        str(n_ctx),
-        "-n",
-        "8",
-        "--temp",
-        "0",
-    ]
+    command: list[str | Path] = [program, "completion", "-m", model, "-f", prompt, "-c", str(n_ctx)]
+    command += ["-n", "8", "--temp", "0"]
     command += ["-no-cnv", "--no-display-prompt", "--no-warmup", "--prompt-cache", cache]
     begin, n_bytes = time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as out:

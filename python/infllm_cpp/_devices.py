@@ -59,6 +59,8 @@ def choose_devices(
     for name in devices or []:
         if name not in local:
             raise ValueError(f"devices: {name!r} is unknown: this machine has {', '.join(local) or 'none'}")
+    for server in rpc_servers:
+        _address(server)
     warn_of_servers(rpc_servers, stacklevel=3)
     names = [device.name for server in rpc_servers for device in _rpc_devices(server)]
     names += local if devices is None else devices
@@ -106,12 +108,16 @@ def choose_split(
     return (mode if names else SPLIT_MODES["layer"]), main_gpu
 
 
-def _rpc_devices(server: str) -> list[_core.DeviceInfo]:
+def _address(server: str) -> tuple[str, int]:
     host, colon, port = server.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ValueError(f"rpc_servers: {server!r} is not an address: use host:port, such as 127.0.0.1:50052")
+    return host, int(port)
+
+
+def _rpc_devices(server: str) -> list[_core.DeviceInfo]:
     try:
-        socket.create_connection((host, int(port)), timeout=_TIMEOUT).close()
+        socket.create_connection(_address(server), timeout=_TIMEOUT).close()
     except OSError as err:
         raise ConnectionError(
             f"rpc_servers: {server} cannot be reached ({err}): is ggml-rpc-server running there?"

@@ -56,23 +56,10 @@ void fuzz::repair(bytes & input) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t * data, size_t size) {
-    struct context {
-        llama_context_ptr ctx;
-        bytes             state;
-    };
-    static std::vector<context> contexts;
-    if (contexts.empty()) {
-        for (uint32_t kind = 0; kind < fuzz::N_KIND; ++kind) {
-            auto ctx = fuzz::make_context(kind);
-            fuzz::feed(ctx.get(), 120);
-            auto state = fuzz::save(ctx.get());
-            contexts.push_back({ std::move(ctx), std::move(state) });
-        }
-    }
     if (size == 0) {
         return 0;
     }
-    const auto & to  = contexts[data[0]%fuzz::N_KIND];
+    const auto & to  = fuzz::get_context(data[0]%fuzz::N_KIND);
     auto       * ctx = to.ctx.get();
     file().write(data + 1, size - 1);
 

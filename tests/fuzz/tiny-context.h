@@ -9,6 +9,8 @@
 #include "llama-infllm.h"
 
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace fuzz {
 
@@ -78,6 +80,26 @@ inline bytes save(llama_context * ctx) {
     bytes res(llama_state_seq_get_size(ctx, 0));
     FUZZ_CHECK(llama_state_seq_get_data(ctx, res.data(), res.size(), 0) == res.size());
     return res;
+}
+
+// a context that lives as long as the process, and its state, to which every input leaves it
+struct lasting_context {
+    llama_context_ptr ctx;
+    bytes             state;
+};
+
+inline const lasting_context & get_context(uint32_t kind) {
+    static const std::vector<lasting_context> all = [] {
+        std::vector<lasting_context> res;
+        for (uint32_t k = 0; k < N_KIND; ++k) {
+            auto ctx = make_context(k);
+            feed(ctx.get(), 120);
+            auto state = save(ctx.get());
+            res.push_back({ std::move(ctx), std::move(state) });
+        }
+        return res;
+    }();
+    return all[kind];
 }
 
 // where the fingerprint of a state ends that begins at `begin`: a magic number, a version, and numbers (llama-infllm-state.cpp)
