@@ -13,6 +13,9 @@ set(CMAKE_FIND_ROOT_PATH_MODE_LIBRARY ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_INCLUDE ONLY)
 set(CMAKE_FIND_ROOT_PATH_MODE_PACKAGE ONLY)
 
+# MinGW-w64 10 does not declare THREAD_POWER_THROTTLING_STATE, which ggml-cpu.c asks for from Windows 8 on
+set(CMAKE_C_FLAGS_INIT -D_WIN32_WINNT=0x0601)
+
 # programs that need no DLLs of the compiler's
 set(CMAKE_EXE_LINKER_FLAGS_INIT    -static)
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -static)

@@ -184,6 +184,32 @@ def test_what_is_there_is_not_run_again(
     assert run(plan, copy) == again  # nothing is left to do
 
 
+def test_another_measurement_is_not_taken_for_it(
+    results: tuple[Plan, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, output = results
+    other_text, other_model = tmp_path / "other.txt", tmp_path / plan.model.name
+    other_text.write_text("This is another text.")
+    other_model.write_bytes(plan.model.read_bytes()[:-1])
+
+    class NotThere(Exception):
+        pass
+
+    def load(*args: object, **kwargs: object) -> None:
+        raise NotThere
+
+    monkeypatch.setattr("infllm_cpp.evaluation.runner.load_method", load)
+    run(dataclasses.replace(plan, options={**plan.options, "n_threads": 1}), output)
+    run(dataclasses.replace(plan, tasks=["passkey"], text=other_text), output)  # there is no prose in it
+    for changes in (
+        {"text": other_text},
+        {"model": other_model},
+        *({"options": {**plan.options, **option}} for option in ({"n_ubatch": 64}, {"type_k": "q8_0"})),
+    ):
+        with pytest.raises(NotThere):
+            run(dataclasses.replace(plan, **changes), output)
+
+
 def test_streaming_keeps_the_first_and_the_last_tokens(
     model_path: Path, passkey: tuple[list[int], str]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import time
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._model_changes import file_id
 from ..config import InfLLMConfig
 from ..llama import Llama, ProgressCallback
 from .files import Row, load_prompts, load_rows
@@ -48,6 +50,17 @@ class Plan:
     files: Sequence[Path] = ()
     prompts: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of Llama
+
+    def changes(self) -> dict[str, str | int]:
+        """Those of `options` that change the numbers and are not their defaults: not threads, or devices."""
+        defaults: dict[str, str | None] = {
+            "n_batch": None,
+            "n_ubatch": None,
+            "type_k": "f16",
+            "type_v": "f16",
+        }
+        given = {name: self.options.get(name, default) for name, default in defaults.items()}
+        return {name: value for name, value in given.items() if value not in (None, defaults[name])}
 
     def contexts(self) -> Iterator[tuple[str, InfLLMConfig, int]]:
         """Method, configuration and length of every context; plain llama.cpp has no configuration."""
@@ -91,8 +104,8 @@ class Item(NamedTuple):
 
 def key_of(result: Result) -> str:
     """What makes two results the same measurement."""
-    where = ("end", "python", "file", "digest", "depth", "seed")
-    names = ("model", "task", "method", "config", "length", *where)
+    where = ("end", "python", "text", "file", "digest", "depth", "seed")
+    names = ("model", "model_id", "options", "task", "method", "config", "length", *where)
     return json.dumps([result.get(name) for name in names], sort_keys=True)
 
 
@@ -124,12 +137,13 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
     Returns
     -------
     list of dict
-        ``task, method, config, length, depth, seed``, and for retrieval what `ask()` returns, with ``python``
-        (its version) where the text is Python's, and ``file``, ``digest`` and ``n_cut`` (tokens left out in
-        the middle) where it is a line of a file; for perplexity ``end`` (where the text ends in the prose,
-        tokens), ``buckets`` (``[begin, end, mean negative log likelihood]``) and ``last`` (that of the last
-        `logits.BUCKET` tokens), for divergence what `divergence()` returns; ``seconds``, ``decode_tok_s``,
-        ``bytes_resident``, ``bytes_store``.
+        ``task, method, config, length, depth, seed``, with ``model_id`` and ``text`` (digests of the model's
+        and of the prose's file) and ``options`` (`Plan.changes()`), and for retrieval what `ask()` returns,
+        with ``python`` (its version) where the text is Python's, and ``file``, ``digest`` and ``n_cut``
+        (tokens left out in the middle) where it is a line of a file; for perplexity ``end`` (where the text
+        ends in the prose, tokens), ``buckets`` (``[begin, end, mean negative log likelihood]``) and ``last``
+        (that of the last `logits.BUCKET` tokens), for divergence what `divergence()` returns; ``seconds``,
+        ``decode_tok_s``, ``bytes_resident``, ``bytes_store``.
     """
     rows = plan.rows()
     wanted = []
@@ -137,17 +151,24 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
         wanted += [Item(context, task, *sample) for task in plan.tasks for sample in plan.samples_of(task)]
         wanted += [Item(context, row.task, 0.0, row.number, row) for row in rows]
 
+    model_id = file_id(plan.model)[:16]
+    options = plan.changes()
+    text_id = hashlib.sha256(plan.text.read_bytes()).hexdigest()[:16] if plan.text else None
+
     def head(item: Item) -> Result:
         (method, config, length), task, depth, seed, row = item
         used = {} if method.startswith("full") else config._changes()
         return {
             "model": plan.model.name,
+            "model_id": model_id,
+            "options": options,
             "task": task,
             "method": method,
             "config": used,
             "length": length,
             # texts of every length end with the same passage: it has more or less before it
             **({"end": max(plan.lengths)} if task in OF_TEXT else {}),
+            **({"text": text_id} if text_id and not row and task not in OF_FILLER else {}),
             **({"python": platform.python_version()} if task in OF_CODE else {}),
             **({"file": row.file, "digest": row.digest} if row else {}),
             "depth": depth,
