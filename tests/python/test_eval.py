@@ -330,6 +330,17 @@ def test_a_sweep_is_every_combination() -> None:
     assert [c.budget for c in budgets] == ["2048 tokens", "1 MiB"]
 
 
+def test_a_method_is_not_swept_by_what_it_does_not_use() -> None:
+    configs = parse_sweep(SMALL, ["search=keys,quest", "topk=4,8"])
+    plan = Plan(
+        Path("model"), ["passkey"], ["full", "full-q8_0", "infllm", "streaming"], [1000], configs=configs
+    )
+    contexts = list(plan.contexts())
+    of = [[config for method, config, _ in contexts if method == name] for name in plan.methods]
+    assert of[:3] == [[InfLLMConfig()], [InfLLMConfig()], configs]
+    assert [config.topk for config in of[3]] == [4, 8]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -13,6 +13,18 @@ from ..llama import Llama
 
 METHODS = ("full", "full-q8_0", "full-q4_0", "infllm", "streaming")
 
+_OF_SEARCH = ("search", "scores", "repr_topk", "n_score", "n_repr")
+
+
+def used_by(method: str, config: InfLLMConfig) -> InfLLMConfig:
+    """What a method uses of a configuration; the rest has its defaults."""
+    if method.startswith("full"):
+        return InfLLMConfig()
+    if method == "streaming":
+        default = InfLLMConfig()
+        return dataclasses.replace(config, **{name: getattr(default, name) for name in _OF_SEARCH})
+    return config
+
 
 def load_method(method: str, path: Path, n_ctx: int, config: InfLLMConfig, **options: Any) -> Llama:
     """Make a context.

@@ -20,7 +20,7 @@ from ..llama import Llama, ProgressCallback
 from .files import Row, load_prompts, load_rows
 from .haystack import N_ANSWER, Haystack, Question
 from .logits import Logits, divergence, log_probs, perplexity
-from .methods import load_method
+from .methods import load_method, used_by
 from .prose import load_prose
 from .tasks import OF_CODE, OF_FILLER, OF_TEXT, WHOLE, fill
 
@@ -51,22 +51,18 @@ class Plan:
     prompts: Path | None = None
     options: dict[str, Any] = field(default_factory=dict)  # of Llama
 
-    def changes(self) -> dict[str, str | int]:
+    def changes(self) -> dict[str, Any]:
         """Those of `options` that change the numbers and are not their defaults: not threads, or devices."""
-        defaults: dict[str, str | None] = {
-            "n_batch": None,
-            "n_ubatch": None,
-            "type_k": "f16",
-            "type_v": "f16",
-        }
+        defaults: dict[str, Any] = {"n_batch": 512, "n_ubatch": None, "type_k": "f16", "type_v": "f16"}
         given = {name: self.options.get(name, default) for name, default in defaults.items()}
         return {name: value for name, value in given.items() if value not in (None, defaults[name])}
 
     def contexts(self) -> Iterator[tuple[str, InfLLMConfig, int]]:
-        """Method, configuration and length of every context; plain llama.cpp has no configuration."""
-        for method, config, length in product(self.methods, self.configs, self.lengths):
-            if not method.startswith("full") or config == self.configs[0]:
-                yield method, config, length
+        """Method, what it uses of a configuration, and length of every context, each once."""
+        wanted = product(self.methods, self.configs, self.lengths)
+        yield from dict.fromkeys(
+            (method, used_by(method, config), length) for method, config, length in wanted
+        )
 
     def samples_of(self, task: str) -> list[tuple[float, int]]:
         """Depth and seed of every sample, deepest first: the next text begins with what is stored."""
@@ -157,14 +153,13 @@ def run(plan: Plan, output: Path, progress: Progress | None = None) -> list[Resu
 
     def head(item: Item) -> Result:
         (method, config, length), task, depth, seed, row = item
-        used = {} if method.startswith("full") else config._changes()
         return {
             "model": plan.model.name,
             "model_id": model_id,
             "options": options,
             "task": task,
             "method": method,
-            "config": used,
+            "config": config._changes(),
             "length": length,
             # texts of every length end with the same passage: it has more or less before it
             **({"end": max(plan.lengths)} if task in OF_TEXT else {}),
