@@ -36,7 +36,8 @@ endif()
 
 if (INFLLM_SANITIZE)
     # upstream's objects too: an overflow in a buffer of ours often shows in their code
-    add_compile_options(-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined)
+    set(INFLLM_UNDEFINED -fsanitize=undefined -fno-sanitize-recover=undefined)
+    add_compile_options(-O1 -g1 -fno-omit-frame-pointer -fsanitize=address ${INFLLM_UNDEFINED})
     add_link_options   (-fsanitize=address,undefined)
     if (INFLLM_LIBFUZZER)
         add_compile_options(-fsanitize=fuzzer-no-link) # coverage of all code

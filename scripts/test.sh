@@ -47,8 +47,8 @@ step "C++ tests"
 ctest --test-dir build/test --output-on-failure --no-tests=error --parallel 2
 
 step "Python tests"
-# several processes share the cores: threads that wait must not spin
-OMP_WAIT_POLICY=passive python -m pytest --numprocesses 2 --dist worksteal --durations 20
+# several processes share the cores: threads that wait must not spin, and NumPy's are no help
+OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal --durations 20
 
 step "Building with AddressSanitizer and UBSan"
 cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DINFLLM_SANITIZE=ON -DINFLLM_BUILD_TESTS=ON > /dev/null

@@ -361,6 +361,7 @@ def test_the_command(
 ) -> None:
     # the results are there already: only tables and pictures are made
     args = ["eval", "passkey", "needle", "-m", str(model_path), "--lengths", "1000", "--depths", "2"]
+    args += ["--n-batch", "128"]
     args += [f"--{name.replace('_', '-')}={v}" for name, v in vars(SMALL).items() if v is not None]
     result = infllm(*args, "--text", str(prose), "-o", str(results[1]), "--plot", str(tmp_path / "pictures"))
     assert result.returncode == 0, result.stderr

@@ -346,7 +346,7 @@ def test_an_interrupted_reading_goes_on(infllm: Run, first_layers_path: Path, tm
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_reading_goes_on(infllm: Run, first_layers_path: Path, tmp_path: Path) -> None:
     text, session = tmp_path / "book.txt", tmp_path / "book.session"
-    text.write_text(TEXT * 600)
+    text.write_text(TEXT * 420)
     command = ["read", str(text), "-o", str(session), "-m", str(first_layers_path), "--n-local", "256"]
     with subprocess.Popen(
         [sys.executable, "-m", "infllm_cpp", *command], stderr=subprocess.DEVNULL, env=os.environ
