@@ -71,12 +71,10 @@ def attended(choice: Choice, n_cells: int, probs: Floats, p0: int) -> npt.NDArra
     n_head_kv, n_token = probs.shape[:2]
     size = choice.block_size
     n_local = (n_cells - N_INIT) // (2 if choice.shared else 1)
-    begin = max(
-        N_INIT, (p0 - n_local - N_INIT) // size * size + N_INIT
-    )  # of the window, whole blocks before it
+    n_block = max(0, (p0 - n_local - N_INIT) // size)
+    begin = N_INIT + n_block * size  # of the window
     out = np.zeros(probs.shape, bool)
     out[..., :N_INIT] = out[..., begin:] = True
-    n_block = (begin - N_INIT) // size
     n_slot = (n_cells - N_INIT - n_local) // size
     if choice.shared and n_block:
         mass = probs[..., N_INIT:begin].reshape(n_head_kv, n_token, n_block, size).sum(axis=-1)
@@ -99,7 +97,7 @@ def attention(model: Model, layer: Layer, x: Floats, choice: Choice | None, n_ce
     k = model.rotate((h @ layer.attn_k.T).reshape(n_token, -1, dim), pos).swapaxes(0, 1)
     v = (h @ layer.attn_v.T).reshape(n_token, -1, dim).swapaxes(0, 1)
     out = np.empty_like(q)
-    means = k.reshape(*k.shape[:1], -1, N_MEAN, dim).mean(axis=2)
+    means = k.reshape(len(k), -1, N_MEAN, dim).mean(axis=2)
     for p0 in range(0, n_token, CHUNK):
         p1 = p0 + CHUNK
         logits = np.einsum("gtrd,gnd->gtrn", q[:, p0:p1], k[:, :p1], optimize=True)
