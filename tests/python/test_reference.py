@@ -14,9 +14,13 @@ from infllm_cpp import Llama
 pytest.importorskip("gguf")
 
 import infllm_reference as reference
+import limits
 from compare import Run, Selected, compare, config, prose, run_ours, run_reference
+from dense import Dense
 from gguf_copy import copy_gguf
 from infllm_reference import OURS, OURS_BY_KEYS, PUBLISHED, Budget, Model, Switches
+
+import tiny_models
 
 BUDGET = Budget(
     n_init=32,
@@ -192,3 +196,24 @@ def test_without_one_deviation_the_first_layer_selects_others(
     expected = first_layer(model, tokens, switches)
 
     assert expected != {key: ours.selected[key] for key in expected}
+
+
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_limits_are_those_of_the_models_attention(arch: str, tmp_path: Path) -> None:
+    tiny_models.write(arch, tmp_path / "tiny.gguf", n_layer=6)
+    model = Dense(tmp_path / "tiny.gguf")
+    tokens = np.random.default_rng(0).integers(0, tiny_models.N_VOCAB, 256).tolist()
+
+    with Llama(tmp_path / "tiny.gguf", n_ctx=256, n_threads=1, infllm=None) as llm:
+        logits = llm.eval(tokens, all_logits=True)[128:]
+    exact = limits.last_half(model, tokens, None, n_cells=128)
+    found = model.log_probs(exact)
+
+    window = limits.last_half(model, tokens, limits.Choice(0), n_cells=128)
+    every = limits.last_half(model, tokens, limits.Choice(1, block_size=16), n_cells=10_000)
+
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    error = np.abs(found - expected).max()
+    assert 50 * error < np.abs(found - model.log_probs(window)).max()
+    assert limits.divergence(model, exact, window)[0].mean() > 0
+    np.testing.assert_array_equal(every, exact)

@@ -1,13 +1,13 @@
 """How close to full attention any selection of blocks could come: selections that know the attention.
 
     python tests/reference/limits.py -m SmolLM2-135M-Instruct.Q4_1.gguf
-    python tests/reference/limits.py -m SmolLM2-135M-Instruct.Q4_1.gguf --n-cells 512
+    python tests/reference/limits.py -m gemma-3-270m-q4_k_m.gguf --n-cells 512
 
 Half of the cells are the local window, the others those blocks of a layer with the largest sums of attention
 probabilities, over the tokens that share a selection and all heads, or those of a KV head. By means the
 probabilities are not the true ones: the mean key of every four tokens, with RoPE, stands for the four.
 Prints the KL divergence to full attention over the last half of the text, as `infllm eval divergence` does.
-All in NumPy and float32, for models of the Llama architecture.
+All in NumPy and float32, for models of the Llama and Gemma 3 architectures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from infllm_reference import Floats, Layer, Model, best, softmax
+from dense import Attention, Dense, Floats
+from infllm_reference import best, softmax
 
 from infllm_cpp import Llama
 from infllm_cpp.evaluation.haystack import Haystack
@@ -87,22 +88,21 @@ def attended(choice: Choice, n_cells: int, probs: Floats, p0: int) -> npt.NDArra
     return out
 
 
-def attention(model: Model, layer: Layer, x: Floats, choice: Choice | None, n_cells: int) -> Floats:
-    """The output of the heads of a layer, ``[T, H*D]``; None: full attention."""
-    n_token, dim = len(x), model.n_embd_head
+def limited(q: Floats, k: Floats, v: Floats, choice: Choice | None, n_cells: int, n_swa: int = 0) -> Floats:
+    """The attention of a layer to what a choice leaves of its keys, ``[G, T, R, D]``; None: to all.
+
+    n_swa : a sliding window, which has no choice; 0 for none.
+    """
+    n_head_kv, n_token, _, dim = q.shape
     pos = np.arange(n_token)
-    h = model.norm(x, layer.attn_norm)
-    q = model.rotate((h @ layer.attn_q.T).reshape(n_token, -1, dim), pos) / np.sqrt(dim)
-    q = q.reshape(n_token, model.n_head_kv, -1, dim).swapaxes(0, 1)  # [G, T, H/G, D]
-    k = model.rotate((h @ layer.attn_k.T).reshape(n_token, -1, dim), pos).swapaxes(0, 1)
-    v = (h @ layer.attn_v.T).reshape(n_token, -1, dim).swapaxes(0, 1)
     out = np.empty_like(q)
-    means = k.reshape(len(k), -1, N_MEAN, dim).mean(axis=2)
+    means = k.reshape(n_head_kv, -1, N_MEAN, dim).mean(axis=2)
     for p0 in range(0, n_token, CHUNK):
         p1 = p0 + CHUNK
         logits = np.einsum("gtrd,gnd->gtrn", q[:, p0:p1], k[:, :p1], optimize=True)
-        future = pos[:p1] > pos[p0:p1, None]
-        logits[np.broadcast_to(future[:, None], logits.shape)] = -np.inf
+        distance = pos[p0:p1, None] - pos[:p1]
+        hidden = (distance < 0) | (distance >= (n_swa or n_token))
+        logits[np.broadcast_to(hidden[:, None], logits.shape)] = -np.inf
         if choice is not None and p1 > n_cells:
             known = logits.copy()
             if choice.means:
@@ -111,21 +111,29 @@ def attention(model: Model, layer: Layer, x: Floats, choice: Choice | None, n_ce
             keep = attended(choice, n_cells, softmax(known).sum(axis=2), p0)
             logits[np.broadcast_to(~keep[:, :, None], logits.shape)] = -np.inf
         out[:, p0:p1] = np.einsum("gtrn,gnd->gtrd", softmax(logits), v[:, :p1], optimize=True)
-    return out.swapaxes(0, 1).reshape(n_token, -1)
+    return out
 
 
-def log_probs(model: Model, tokens: list[int], choice: Choice | None, n_cells: int) -> Floats:
-    """Of the tokens that follow those of the last half, ``[T/2, n_vocab]``."""
-    x = model.token_embd[tokens]
-    for layer in model.layers:
-        x = x + attention(model, layer, x, choice, n_cells) @ layer.attn_output.T
-        h = model.norm(x, layer.ffn_norm)
-        gate = h @ layer.ffn_gate.T
-        x = x + (gate / (1 + np.exp(-gate)) * (h @ layer.ffn_up.T)) @ layer.ffn_down.T
-    logits: Floats = model.norm(x[len(x) // 2 :], model.output_norm) @ model.output.T
-    logits -= logits.max(axis=1, keepdims=True)
-    logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    return logits
+def last_half(model: Dense, tokens: list[int], choice: Choice | None, n_cells: int) -> Floats:
+    """What the model makes of the last half of a text, ``[T/2, n_embd]``."""
+
+    def full(q: Floats, k: Floats, v: Floats) -> Floats:
+        return limited(q, k, v, choice, n_cells)
+
+    def window(n_swa: int) -> Attention:
+        return lambda q, k, v: limited(q, k, v, None, n_cells, n_swa)
+
+    return model.hidden(tokens, full, window)[len(tokens) // 2 :]
+
+
+def divergence(model: Dense, exact: Floats, found: Floats) -> tuple[Floats, float]:
+    """KL of every token, ``[n]`` nats, and the share with the same first token."""
+    kl, same = [], 0
+    for i in range(0, len(exact), CHUNK):
+        p, q = model.log_probs(exact[i : i + CHUNK]), model.log_probs(found[i : i + CHUNK])
+        kl.append((np.exp(p) * (p - q)).sum(axis=1))
+        same += int((p.argmax(axis=1) == q.argmax(axis=1)).sum())
+    return np.concatenate(kl), same / len(exact)
 
 
 def main() -> None:
@@ -143,15 +151,13 @@ def main() -> None:
         haystack = Haystack(llm, load_prose())
         text = [token for sentence in haystack.cut(args.length) for token in sentence]
         tokens = haystack.begin + text[-(args.length - len(haystack.begin)) :]
-    model = Model.load(args.model)
-    exact = log_probs(model, tokens, None, args.n_cells)
+    model = Dense(args.model)
+    exact = last_half(model, tokens, None, args.n_cells)
     print(f"{'':<44} {'mean':>8} {'median':>8} {'99 %':>8} {'same first token':>18}")
     for name, choice in CHOICES.items():
-        found = log_probs(model, tokens, choice, args.n_cells)
-        kl = (np.exp(exact) * (exact - found)).sum(axis=1)
-        same = 100 * np.mean(exact.argmax(axis=1) == found.argmax(axis=1))
+        kl, same = divergence(model, exact, last_half(model, tokens, choice, args.n_cells))
         values = f"{kl.mean():8.4f} {np.median(kl):8.4f} {np.percentile(kl, 99):8.3f}"
-        print(f"{name:<44} {values} {same:16.1f} %", flush=True)
+        print(f"{name:<44} {values} {100 * same:16.1f} %", flush=True)
 
 
 if __name__ == "__main__":
