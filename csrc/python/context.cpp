@@ -186,7 +186,13 @@ uint32_t context::n_past() const {
 
 bool context::seq_rm(int32_t p0) {
     bool res = false;
-    compute([&] { res = llama_memory_seq_rm(llama_get_memory(ptr.get()), 0, p0, -1); });
+    compute([&] {
+        auto * mem = llama_get_memory(ptr.get());
+        // without the method a tail is removed also where the window before it is gone: who asks has to look
+        const int32_t n_swa = llama_infllm_active(ptr.get()) ? 0 : llama_model_n_swa(mdl->get());
+        const bool    has   = n_swa == 0 || p0 <= 0 || llama_memory_seq_pos_min(mem, 0) <= std::max(0, p0 - n_swa + 1);
+        res = has && llama_memory_seq_rm(mem, 0, p0, -1);
+    });
     return res;
 }
 

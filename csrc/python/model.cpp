@@ -33,6 +33,7 @@ llama_context_params context_options::to_params() const {
     params.type_k            = type_from_name(type_k);
     params.type_v            = type_from_name(type_v);
     params.offload_kqv       = offload_kqv;
+    params.swa_full          = false; // as llama.cpp's own programs, and as with the method
     params.flash_attn_type   = !flash_attn ? LLAMA_FLASH_ATTN_TYPE_AUTO
                              : *flash_attn ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     params.rope_scaling_type = llama_rope_scaling_type(rope_scaling_type);

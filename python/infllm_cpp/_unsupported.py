@@ -16,7 +16,7 @@ _PARAMETERS: dict[str, tuple[tuple[Any, ...], str]] = {
     "numa": ((False, 0), "start the program by numactl"),
     "op_offload": ((None, True), "what a device can compute of a batch is its own"),
     "spm_infill": ((False,), "suffix comes after the prompt, in the order prefix, suffix, middle"),
-    "swa_full": ((None,), "windows keep what they need with the method, and all without it"),
+    "swa_full": ((None, False), "sliding windows keep what they need, as in llama.cpp's own programs"),
     "tokenizer": ((None,), "the vocabulary in the GGUF is used; give tokens in place of a text"),
     "vocab_only": ((False,), "a model without weights computes nothing"),
 }

@@ -1,4 +1,4 @@
-"""Models with recurrent layers: the last turn is read again from a checkpoint, and the answer is the same."""
+"""Recurrent layers and windows: the last turn is read again from a checkpoint, and the answer is the same."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import tiny_models
 from infllm_cpp import InfLLMConfig, Llama
 
 CONFIG = {"n_init": 16, "n_local": 64, "block_size": 16, "topk": 4, "max_cached_blocks": 8, "n_score": 16}
@@ -20,6 +21,14 @@ def hybrid_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hybrid") / "hybrid.gguf"
     script = Path(__file__).resolve().parents[2] / "scripts" / "make_gguf.py"
     subprocess.run([sys.executable, str(script), "small-hybrid", str(path)], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def windows_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five layers of six attend to 128 tokens."""
+    path = tmp_path_factory.mktemp("windows") / "windows.gguf"
+    tiny_models.write("gemma3", path, n_layer=6)
     return path
 
 
@@ -128,3 +137,28 @@ def test_checkpoints_are_few() -> None:
     assert checkpoints.positions()[-2:] == [190, 60000]
     checkpoints.forget_after(185)
     assert checkpoints.positions()[-1] == 180
+
+
+def test_windows_of_plain_llama_cpp_have_the_same_bits(windows_path: Path) -> None:
+    tokens = text(800, 0)
+    logits = []
+    for config in (None, InfLLMConfig(budget="1024 tokens")):
+        with Llama(str(windows_path), n_ctx=1024, n_ubatch=32, n_threads=1, infllm=config) as llm:
+            logits.append(llm.eval(tokens, all_logits=True))
+    np.testing.assert_array_equal(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("config", [InfLLMConfig(**CONFIG), None], ids=["infllm", "plain"])
+def test_a_window_goes_back_as_far_as_it_keeps(windows_path: Path, config: InfLLMConfig | None) -> None:
+    first, second, third = text(300, 1), text(400, 2), text(20, 3)
+    with Llama(str(windows_path), n_ctx=1024, n_batch=64, n_ubatch=32, n_threads=1, infllm=config) as llm:
+        llm.eval(first)
+        llm.eval(second)
+        assert llm.truncate(690) == 690
+        assert llm.truncate(500) == 300  # the 128 tokens before are gone
+        logits = llm.eval(third, all_logits=True)
+
+        llm.reset()
+        llm.eval(first)
+        expected = llm.eval(third, all_logits=True)
+    np.testing.assert_allclose(logits, expected, atol=1e-3)
