@@ -14,11 +14,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-import numpy.typing as npt
+from infllm_reference import Floats
 
-Floats = npt.NDArray[np.float32]
-Attention = Callable[[Floats, Floats, Floats], Floats]
-"""q ``[G, T, R, D]`` with RoPE and scaled, k and v ``[G, T, D]``; the result is like q."""
+Attention = Callable[[Floats, Floats, Floats, int], Floats]
+"""q ``[G, T, R, D]`` with RoPE and scaled, k and v ``[G, T, D]``, sliding window or 0; the result is like q."""
 
 
 def gelu(x: Floats) -> Floats:
@@ -109,11 +108,8 @@ class Dense:
         res: Floats = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.eps) * self.weights[name]
         return res
 
-    def hidden(self, tokens: list[int], full: Attention, window: Callable[[int], Attention]) -> Floats:
-        """What the last layer makes of a text, normed, ``[T, n_embd]``.
-
-        `full` is the attention of layers that attend to all tokens, `window(n)` that of the others.
-        """
+    def hidden(self, tokens: list[int], attend: Attention) -> Floats:
+        """What the last layer makes of a text, normed, ``[T, n_embd]``."""
         x = self.weights["token_embd"][tokens] * self.scale
         act = gelu if self.arch == "gemma3" else silu
         for il, (n_swa, rope) in enumerate(zip(self.n_swa, self.ropes, strict=True)):
@@ -131,8 +127,7 @@ class Dense:
             q = rope(self.norm(q, name + "attn_q_norm")) / np.sqrt(np.float32(self.n_embd_head))
             k = rope(self.norm(k, name + "attn_k_norm"))
             q = q.reshape(len(x), self.n_head_kv, -1, self.n_embd_head).swapaxes(0, 1)
-            attend = window(n_swa) if n_swa else full
-            out = attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1)).swapaxes(0, 1).reshape(len(x), -1)
+            out = attend(q, k.swapaxes(0, 1), v.swapaxes(0, 1), n_swa).swapaxes(0, 1).reshape(len(x), -1)
             x = x + self.norm(linear(out, "attn_output"), name + "post_attention_norm")
             h = self.norm(x, name + "ffn_norm")
             out = linear(act(linear(h, "ffn_gate")) * linear(h, "ffn_up"), "ffn_down")

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from dense import Attention, Dense, Floats
-from infllm_reference import best, softmax
+from dense import Dense
+from infllm_reference import Floats, best, softmax
 
 from infllm_cpp import Llama
 from infllm_cpp.evaluation.haystack import Haystack
@@ -117,13 +117,10 @@ def limited(q: Floats, k: Floats, v: Floats, choice: Choice | None, n_cells: int
 def last_half(model: Dense, tokens: list[int], choice: Choice | None, n_cells: int) -> Floats:
     """What the model makes of the last half of a text, ``[T/2, n_embd]``."""
 
-    def full(q: Floats, k: Floats, v: Floats) -> Floats:
-        return limited(q, k, v, choice, n_cells)
+    def attend(q: Floats, k: Floats, v: Floats, n_swa: int) -> Floats:
+        return limited(q, k, v, None if n_swa else choice, n_cells, n_swa)
 
-    def window(n_swa: int) -> Attention:
-        return lambda q, k, v: limited(q, k, v, None, n_cells, n_swa)
-
-    return model.hidden(tokens, full, window)[len(tokens) // 2 :]
+    return model.hidden(tokens, attend)[len(tokens) // 2 :]
 
 
 def divergence(model: Dense, exact: Floats, found: Floats) -> tuple[Floats, float]:
