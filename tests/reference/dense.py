@@ -17,7 +17,7 @@ import numpy as np
 from infllm_reference import Floats
 
 Attention = Callable[[Floats, Floats, Floats, int], Floats]
-"""q ``[G, T, R, D]`` with RoPE and scaled, k and v ``[G, T, D]``, sliding window or 0; the result is like q."""
+"""q ``[G, T, R, D]`` with RoPE and scaled, k and v ``[G, T, D]``; a sliding window or 0; as q."""
 
 
 def gelu(x: Floats) -> Floats:
