@@ -125,6 +125,9 @@ static void decode(struct llama_context * ctx, uint32_t n_past, struct tokens to
         if (llama_decode(ctx, batch) != 0) {
             fail("tokens %u to %u cannot be computed: %s", p0, end, llama_infllm_last_error());
         }
+        if (!ends) {
+            fprintf(stderr, "\r%u of %u tokens", end, p1);
+        }
         p0 = end;
     }
 }
@@ -155,7 +158,7 @@ static void save(struct llama_model * model, struct llama_infllm_params params, 
     if (!llama_infllm_session_save(ctx, 0, session_path, tokens.data, (size_t) tokens.n, (const uint8_t *) &params, sizeof params)) {
         fail("%s", llama_infllm_last_error());
     }
-    fprintf(stderr, "%d tokens read, saved in %s\n", tokens.n, session_path);
+    fprintf(stderr, "\r%d tokens read, saved in %s\n", tokens.n, session_path);
     free(tokens.data);
     llama_free(ctx);
 }
