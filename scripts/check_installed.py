@@ -1,9 +1,10 @@
 """Try an installed package: version, licences, library, command line and server, with the demo model.
 
-    python scripts/check_installed.py
+    python scripts/check_installed.py [N_PASSKEY]
 
 For wheels: cibuildwheel runs it after each build, scripts/check_wheel.sh in a system without compilers. It
-needs nothing but the package, takes a minute, and ends with exit code 1 where something is wrong.
+needs nothing but the package, takes a minute, and ends with exit code 1 where something is wrong. N_PASSKEY,
+by default 2,048, is the length in tokens of the text in which a number is found; 544 are resident.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ import infllm_cpp
 from infllm_cpp import InfLLMConfig, Llama
 from infllm_cpp.passkey import is_right, make_passkey_prompt
 
-N_PASSKEY = 2048  # tokens; a quarter of them is resident
 SMALL = InfLLMConfig(n_init=32, n_local=256, block_size=32, topk=8, max_cached_blocks=8)
 
 
@@ -55,10 +55,10 @@ def check_cpu() -> str:
     return info
 
 
-def check_passkey(model: Path) -> str:
+def check_passkey(model: Path, n_passkey: int) -> str:
     """A number is found in a text that is longer than what is resident."""
-    with Llama(model, n_ctx=N_PASSKEY + 64, infllm=SMALL) as llm:
-        tokens, key = make_passkey_prompt(llm.tokenize, N_PASSKEY)
+    with Llama(model, n_ctx=n_passkey + 64, infllm=SMALL) as llm:
+        tokens, key = make_passkey_prompt(llm.tokenize, n_passkey)
         answer = llm(tokens, max_tokens=8, temperature=0)["choices"][0]["text"]
         assert is_right(answer, key), f"{answer!r} instead of {key}"
         stats = llm.stats()
@@ -106,10 +106,11 @@ def _answers(url: str) -> bool:
 
 
 def main() -> None:
+    n_passkey = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
     model = Path(infllm("fetch").strip())
     checks: list[tuple[Callable[..., str], tuple[Any, ...]]] = [
         (check_version, ()), (check_licences, ()), (check_cpu, ()),
-        (check_passkey, (model,)), (check_chat, (model,)), (check_server, (model,)),
+        (check_passkey, (model, n_passkey)), (check_chat, (model,)), (check_server, (model,)),
     ]  # fmt: skip
     for check, arguments in checks:
         print(f"{check.__name__}: {check(*arguments)}", flush=True)

@@ -52,6 +52,7 @@ N_CONV = 3  # tokens that a short convolution sees
 # from the models' config.json
 SHAPES = {
     "small": Shape("llama", 4, 256, 512, 4, 2, 64, 512, 4096, 10000.0),
+    "small-deep": Shape("llama", 10, 128, 256, 4, 2, 32, 512, 4096, 10000.0),
     "small-hybrid": Shape("lfm2", 4, 256, 512, 4, 2, 64, 512, 4096, 10000.0, attention=(1, 3)),
     "llama-3.1-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128, 128256, 131072, 500000.0, llama3_rope=True),
     "qwen2.5-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 128, 152064, 131072, 1000000.0, qkv_bias=True),
