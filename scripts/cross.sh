@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # cross.sh aarch64|armhf|windows|musl|macos [CMake options]
 # Builds libllama with the method for another system and runs the C++ tests in an emulator. With Debian's cross compilers; for musl
-# (static, x86-64) and macOS with Zig's of PyPI. Nothing runs what is made for macOS.
+# (static, x86-64) and macOS with Zig's of PyPI. For macOS libllama alone, which nothing here runs.
 #   INFLLM_TEST_MODEL  a GGUF file for end-to-end tests: by default random weights, with which tests that need sense are left out
 #   INFLLM_CTEST       arguments of ctest: "-R session"
 set -euo pipefail
@@ -35,6 +35,14 @@ build=build/cross-$target
 toolchain=(-DCMAKE_TOOLCHAIN_FILE="$root/cmake/toolchains/$triplet.cmake" ${zig:+-DINFLLM_ZIG_TARGET=$zig})
 gtest=$root/$build/gtest
 
+if [ "$target" = macos ]; then
+    step "libllama for $zig, in $build"
+    cmake -S . -B "$build" -G Ninja "${toolchain[@]}" -DCMAKE_BUILD_TYPE=Release "${options[@]}" "$@" > /dev/null
+    with_progress cmake --build "$build" --target llama
+    step "Built: nothing here runs it"
+    exit
+fi
+
 step "GoogleTest for $triplet"
 cmake -S /usr/src/googletest -B "$build/googletest" -G Ninja "${toolchain[@]}" -DCMAKE_BUILD_TYPE=Release \
     -DBUILD_GMOCK=OFF -DCMAKE_INSTALL_PREFIX="$gtest" > /dev/null
@@ -44,8 +52,6 @@ step "infllm-cpp for $triplet, in $build"
 cmake -S . -B "$build" -G Ninja "${toolchain[@]}" -DCMAKE_BUILD_TYPE=Release \
     -DINFLLM_BUILD_TESTS=ON -DGTest_DIR="$gtest/lib/cmake/GTest" "${options[@]}" "$@" > /dev/null
 with_progress cmake --build "$build"
-
-[ "$target" != macos ] || { step "Built; nothing here runs programs of macOS"; exit; }
 
 step "C++ tests"
 export WINEDEBUG=-all WINEPREFIX="$root/$build/wine"

@@ -31,7 +31,12 @@ ln -sfn "$system/usr/include/$triplet/python$version" "$system/include/$triplet/
 
 step "Wheel for $triplet"
 extension=.cpython-${version/./}-$triplet.so
-options=(INFLLM_PORTABLE=ON "PYTHON_MODULE_EXTENSION=$extension" "Python_INCLUDE_DIR=$system/usr/include/python$version"
+options=(INFLLM_PORTABLE=ON)
+if ! $triplet-gcc -march=armv9.2-a+sme -E -x c /dev/null > /dev/null 2>&1; then
+    echo "$triplet-gcc is older than 14 and cannot make all variants: the wheel is for processors of ARMv8.2 with dotprod and fp16"
+    options=(GGML_NATIVE=OFF GGML_CPU_ARM_ARCH=armv8.2-a+dotprod+fp16)
+fi
+options+=("PYTHON_MODULE_EXTENSION=$extension" "Python_INCLUDE_DIR=$system/usr/include/python$version"
     "pybind11_DIR=$(python -m pybind11 --cmakedir)" "$@")
 rm -rf build/wheel-$triplet/dist
 CMAKE_TOOLCHAIN_FILE=$root/cmake/toolchains/$triplet.cmake CXXFLAGS="-isystem $system/include" \

@@ -460,7 +460,7 @@ TEST(RowCodec, RotatesGroupsAndQuantises) {
         }
 
         // one value is a hundred times the others, as in keys: its error would be theirs
-        const uint32_t n = 3*n_row;
+        const uint32_t n = 64*n_row; // enough for any sequence of random numbers
         std::vector<uint16_t> rows(n);
         std::vector<float>    values(n);
         for (uint32_t i = 0; i < n; ++i) {
@@ -485,9 +485,10 @@ TEST(RowCodec, RotatesGroupsAndQuantises) {
             for (uint32_t i = 0; i < n; ++i) {
                 err += std::pow(half_to_float(results[0][i]) - values[i], 2)/n;
             }
-            // the largest rotated value is little over 100/sqrt(n_group), and is rounded to one of 127 or 8 steps
+            // the largest rotated value is little over 100/sqrt(n_group), and is rounded to one of 127 or 8 steps; of the other sign
+            // there are 7, which adds a fifth at most, in rows of one group
             const double step = (100.0/std::sqrt(double(n_group)) + 4.0)/(type == KV_Q8_0 ? 127 : 8);
-            EXPECT_LT(std::sqrt(err), step/std::sqrt(12.0)*1.1);
+            EXPECT_LT(std::sqrt(err), step/std::sqrt(12.0)*1.2);
         }
     }
 }

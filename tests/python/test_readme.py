@@ -61,6 +61,9 @@ def test_examples_read_books_of_any_length() -> None:
 def test_console_examples(directory: Path, code: str) -> None:
     commands = re.findall(r"^\$ (.*(?:\\\n.*)*)", code, re.M)
     assert commands
+    book = directory / "book.txt"  # read by most of them: a third of it will do, with the gardener
+    n = len(book.read_text()) // 3
+    book.write_text(book.read_text()[n:-n])
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for command in commands:
         result = subprocess.run(
