@@ -43,6 +43,9 @@ export INFLLM_TEST_BIN_DIR="$root/build/test/bin"       # llama-bench, llama-per
 step "CUDA code compiles for sm_80 and sm_90"
 bash scripts/compile_cuda.sh
 
+# several processes share the cores: threads that wait must not spin, and NumPy's are no help
+export OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1
+
 step "C++ tests"
 # end to end with real weights once; of random ones, which are many times faster, where the same is done in other ways
 random_weights=$root/build/small-deep.gguf
@@ -51,8 +54,7 @@ ctest --test-dir build/test --output-on-failure --no-tests=error --parallel 2 -E
 INFLLM_TEST_MODEL=$random_weights ctest --test-dir build/test --output-on-failure --no-tests=error --parallel 2 -R 'operations|device-paged'
 
 step "Python tests"
-# several processes share the cores: threads that wait must not spin, and NumPy's are no help
-OMP_WAIT_POLICY=passive OPENBLAS_NUM_THREADS=1 python -m pytest --numprocesses 2 --dist worksteal --durations 20
+python -m pytest --numprocesses 2 --dist worksteal --durations 20
 
 step "Building with AddressSanitizer and UBSan"
 cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Debug -DINFLLM_SANITIZE=ON -DINFLLM_BUILD_TESTS=ON > /dev/null
