@@ -23,6 +23,8 @@ if (NOT MSVC)
     set(INFLLM_EXACT -ffp-contract=off)
     # programs may be small: what computes is fast all the same
     set(INFLLM_FAST $<$<CONFIG:MinSizeRel>:-O3>)
+    # what computes nothing is compiled faster: templates, HTTP, bindings, tests
+    set(INFLLM_QUICK $<$<CONFIG:Release>:-O1>)
 endif()
 
 find_program(INFLLM_CCACHE ccache)

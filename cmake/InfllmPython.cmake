@@ -16,7 +16,7 @@ set_target_properties(pybind11::pybind11_headers PROPERTIES INTERFACE_INCLUDE_DI
 
 file(GLOB sources CONFIGURE_DEPENDS python/*.cpp)
 pybind11_add_module(_core NO_EXTRAS ${sources})
-target_compile_options(_core PRIVATE ${INFLLM_WARNINGS})
+target_compile_options(_core PRIVATE ${INFLLM_WARNINGS} ${INFLLM_QUICK})
 target_link_libraries(_core PRIVATE llama llama-common) # templates, sampling, grammars
 target_include_directories(_core SYSTEM PRIVATE ${INFLLM_UPSTREAM_DIR}/common)
 set_property(SOURCE python/module.cpp APPEND PROPERTY COMPILE_DEFINITIONS INFLLM_VERSION="${PROJECT_VERSION}")
