@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# cross_passkey.sh aarch64|armhf MODEL.gguf [N_FILLER]
+# cross_passkey.sh aarch64|armhf MODEL.gguf [N_CHARS]
 # With the library that cross.sh built: examples/c reads a text with a pass key, saves it, and answers; a second process answers from
 # the session. In QEMU, which computes about one token a second on each core with a model of 135M parameters.
-#   N_FILLER  times that the filler is repeated: 168 (4,091 tokens with the start and the key, by the vocabulary of SmolLM2)
+#   N_CHARS  length of the text in characters: 15400 (4,091 tokens with the start, by the vocabulary of SmolLM2)
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -10,10 +10,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 case "${1:-}" in
     aarch64) triplet=aarch64-linux-gnu   qemu=qemu-aarch64 ;;
     armhf)   triplet=arm-linux-gnueabihf qemu=qemu-arm ;;
-    *)       fail "usage: scripts/cross_passkey.sh aarch64|armhf MODEL.gguf [N_FILLER]" ;;
+    *)       fail "usage: scripts/cross_passkey.sh aarch64|armhf MODEL.gguf [N_CHARS]" ;;
 esac
 bin=build/cross-$1/bin upstream=third_party/llama.cpp
-model=${2:?a model} n_filler=${3:-168} key=48713
+model=${2:?a model} n_chars=${3:-15400}
 [ -e "$bin/libllama.so" ] || fail "$bin has no libllama.so: run scripts/cross.sh $1 first"
 [ -e "$model" ] || fail "$model: no such file"
 
@@ -23,14 +23,14 @@ step "examples/c for $triplet"
 
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-"$python" - "$n_filler" "$key" > "$dir/text" <<'EOF'
+key=$("$python" - "$n_chars" "$dir/text" <<'EOF'
 import runpy, sys
-n, key = map(int, sys.argv[1:])
 task = runpy.run_path("python/infllm_cpp/passkey.py")
-n_before = 2 * n // 5
-needle = task["NEEDLE"].format(key=key)
-print(end=task["TASK"] + n_before * task["FILLER"] + needle + (n - n_before) * task["FILLER"])
+text, key = task["make_passkey_prompt"](list, int(sys.argv[1]), depth=0.4) # a character is a token
+open(sys.argv[2], "w").write("".join(text).removesuffix(task["QUESTION"]))
+print(key)
 EOF
+)
 
 for what in "reads the text" "opens the session"; do
     step "$qemu: a process $what, and answers"
