@@ -40,20 +40,21 @@ mountpoint -q "$work/proc" || mount -t proc proc "$work/proc" # how much memory 
 ! chroot "$work" sh -c 'command -v cc c++ gcc g++ clang cmake make' || fail "$work has compilers."
 
 step "The wheel, what it depends on, and the demo model"
+make_venv
 rm -rf "$work/wheels" "$work/venv"
 mkdir -p "$work/wheels" "$work/cache"
 platforms=()
 for glibc in $(seq 17 39); do
     platforms+=(--platform "manylinux_2_${glibc}_$machine")
 done
-"$python" -m pip download --quiet --only-binary :all: "${platforms[@]}" --dest "$work/wheels" "$wheel"
+python -m pip download --quiet --only-binary :all: "${platforms[@]}" --dest "$work/wheels" "$wheel"
 cp scripts/check_installed.py "$work/"
 bare() { chroot "$work" env -i PATH=/venv/bin:/usr/bin:/bin INFLLM_CACHE_DIR=/cache "$@"; }
 bare python3 -m venv /venv
 bare pip install --quiet --no-index --find-links /wheels "/wheels/$(basename "$wheel")"
 # from here: the bare system need not have a network
 PYTHONPATH=$(echo "$work"/venv/lib/python*/site-packages) INFLLM_CACHE_DIR="$work/cache" \
-    "$python" -c 'import runpy; runpy.run_path("python/infllm_cpp/models.py")["fetch"]()'
+    python -c 'import runpy; runpy.run_path("python/infllm_cpp/models.py")["fetch"]()'
 
 step "Checks"
 bare python /check_installed.py ${N_PASSKEY:+"$N_PASSKEY"}
