@@ -1,17 +1,22 @@
 """Try an installed package: version, licences, library, command line and server, with the demo model.
 
-    python scripts/check_installed.py [N_PASSKEY]
+    python scripts/check_installed.py [N_PASSKEY] [--variants]
 
 For wheels: cibuildwheel runs it after each build, scripts/check_wheel.sh in a system without compilers. It
 needs nothing but the package, takes a minute, and ends with exit code 1 where something is wrong. N_PASSKEY,
 by default 2,048, is the length in tokens of the text in which a number is found; 544 are resident.
+With --variants also by each variant of the CPU's code that this processor can run, instead of the best alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -66,6 +71,33 @@ def check_passkey(model: Path, n_passkey: int) -> str:
         return f"{key} in {len(tokens)} tokens"
 
 
+def check_variants(model: Path, n_passkey: int) -> str:
+    """Each variant finds the number, too, in a copy of the package that has no other."""
+    package = infllm_cpp.library_dir().parent
+    code = f"""from check_installed import *
+print(check_cpu())
+print(check_passkey({str(model)!r}, {n_passkey}))"""
+    ran, others = [], []
+    for variant in sorted(infllm_cpp.library_dir().glob("*ggml-cpu-*")):
+        with tempfile.TemporaryDirectory() as copy:
+            for folder in package, package.with_name(package.name + ".libs"):  # auditwheel's
+                if folder.exists():
+                    shutil.copytree(folder, Path(copy, folder.name))
+            for other in Path(copy, package.name, "lib").glob("*ggml-cpu-*"):
+                if other.name != variant.name:
+                    other.unlink()
+            environ = {**os.environ, "PYTHONPATH": os.pathsep.join([copy, str(Path(__file__).parent)])}
+            child = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
+        name = variant.stem.partition("ggml-cpu-")[2]
+        if "no CPU backend" in child.stderr:
+            others.append(name)
+            continue
+        assert child.returncode == 0, f"{name}: {child.stderr}"
+        ran.append(name)
+        print(f"  {name}: {' '.join(child.stdout.split())}", flush=True)
+    return f"{len(ran)} ran; not for this processor: {', '.join(others) or 'none'}"
+
+
 def check_chat(model: Path) -> str:
     """`infllm chat` answers what comes from a pipe."""
     answer = infllm("chat", "-m", str(model), "-n", "16", "--temperature", "0", stdin="What is 2 + 2?\n")
@@ -106,14 +138,19 @@ def _answers(url: str) -> bool:
 
 
 def main() -> None:
-    n_passkey = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("n_passkey", metavar="N_PASSKEY", nargs="?", type=int, default=2048, help="tokens")
+    parser.add_argument("--variants", action="store_true", help="each variant of the CPU's code")
+    arguments = parser.parse_args()
     model = Path(infllm("fetch").strip())
     checks: list[tuple[Callable[..., str], tuple[Any, ...]]] = [
         (check_version, ()), (check_licences, ()), (check_cpu, ()),
-        (check_passkey, (model, n_passkey)), (check_chat, (model,)), (check_server, (model,)),
+        (check_passkey, (model, arguments.n_passkey)), (check_chat, (model,)), (check_server, (model,)),
     ]  # fmt: skip
-    for check, arguments in checks:
-        print(f"{check.__name__}: {check(*arguments)}", flush=True)
+    if arguments.variants:
+        checks.append((check_variants, (model, arguments.n_passkey)))
+    for check, of in checks:
+        print(f"{check.__name__}: {check(*of)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@
 #include <string>
 
 static const char     MAGIC[8] = { 'i', 'n', 'f', 'l', 'l', 'm', 0, 0 };
-static const uint32_t VERSION  = 4;
+static const uint32_t VERSION  = 5;
 
 [[noreturn]] static void refuse(const std::string & why) {
     throw std::runtime_error("the state cannot be loaded: " + why);

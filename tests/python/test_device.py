@@ -141,6 +141,40 @@ def test_layers_split_across_two_devices(
             assert n_bytes == 0 or any(n_bytes <= n <= n_bytes + 4096 for n in server.buffer_sizes())
 
 
+def test_sessions_move_between_devices(
+    start_server: StartServer, first_layers_path: Path, passkey: tuple[list[int], str], tmp_path: Path
+) -> None:
+    """Devices have copies of weights that they share, here of the embeddings: it is the same model."""
+    rpc = {"rpc_servers": [start_server().address]}
+    places = {"cpu": {}, "plain layout": {"repack": False}, "device": rpc, "both": {**rpc, "n_gpu_layers": 4}}
+    logits = {}
+    for name, place in places.items():
+        with Llama(first_layers_path, n_ctx=1280, n_batch=128, infllm=SMALL, **place) as llm:  # type: ignore[arg-type]
+            llm.eval(passkey[0])
+            llm.save_session(tmp_path / name)
+            llm.eval([1])
+            logits[name] = np.array(llm.logits)
+    for saved in places:
+        for name, place in places.items():
+            with Llama(first_layers_path, n_ctx=1280, n_batch=128, infllm=SMALL, **place) as llm:  # type: ignore[arg-type]
+                llm.load_session(tmp_path / saved)
+                llm.eval([1])
+                assert np.corrcoef(llm.logits, logits[saved])[0, 1] > 0.999, (saved, name)
+
+
+def test_weights_count_once_on_all_devices(
+    start_server: StartServer, infllm: Run, first_layers_path: Path
+) -> None:
+    """A context is as large as it is without devices: what attention may read follows from the weights."""
+    args = ["info", "-m", str(first_layers_path), "--n-ctx", "65536"]
+    rpc = ["--rpc", start_server().address]
+    reads = [
+        re.search(r"a token reads ([\d.]+ MiB) of weights", infllm(*args, *more).stdout)
+        for more in ([], rpc, [*rpc, "--n-gpu-layers", "4"])
+    ]
+    assert all(reads) and len({read[1] for read in reads if read}) == 1, reads
+
+
 def test_info_tells_what_each_device_will_hold(
     start_server: StartServer, infllm: Run, first_layers_path: Path
 ) -> None:
