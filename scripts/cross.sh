@@ -10,6 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 options=()
 zig=
+googletest=/usr/src/googletest/CMakeLists.txt
 case "${1:-}" in
     aarch64) triplet=aarch64-linux-gnu   packages="g++-$triplet qemu-user" programs="$triplet-g++ qemu-aarch64" ;;
     armhf)   triplet=arm-linux-gnueabihf packages="g++-$triplet qemu-user" programs="$triplet-g++ qemu-arm" ;;
@@ -18,15 +19,16 @@ case "${1:-}" in
              options+=(-DBUILD_SHARED_LIBS=OFF -DGGML_OPENMP=OFF) ;;
     musl)    triplet=zig zig=x86_64-linux-musl packages= programs=
              options+=(-DBUILD_SHARED_LIBS=OFF -DGGML_OPENMP=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON) ;;
-    macos)   triplet=zig zig=aarch64-macos packages="llvm-14" programs=llvm-install-name-tool-14
+    macos)   triplet=zig zig=aarch64-macos packages="llvm-14" programs=llvm-install-name-tool-14 googletest=
              options+=(-DGGML_OPENMP=OFF -DGGML_METAL=OFF -DGGML_BLAS=OFF -DGGML_ACCELERATE=OFF) ;; # no frameworks of Apple's
     *)       fail "usage: scripts/cross.sh aarch64|armhf|windows|musl|macos [CMake options]" ;;
 esac
 target=$1
 shift
 
-for program in cmake ninja $programs /usr/src/googletest/CMakeLists.txt; do
-    [ -e "$program" ] || command -v "$program" > /dev/null || { install_packages "$packages googletest cmake ninja-build"; break; }
+for program in cmake ninja $programs $googletest; do
+    [ -e "$program" ] || command -v "$program" > /dev/null ||
+        { install_packages "$packages cmake ninja-build ${googletest:+googletest}"; break; }
 done
 make_venv
 python -m pip install --quiet gguf ${zig:+ziglang}
@@ -44,7 +46,7 @@ if [ "$target" = macos ]; then
 fi
 
 step "GoogleTest for $triplet"
-cmake -S /usr/src/googletest -B "$build/googletest" -G Ninja "${toolchain[@]}" -DCMAKE_BUILD_TYPE=Release \
+cmake -S "$(dirname $googletest)" -B "$build/googletest" -G Ninja "${toolchain[@]}" -DCMAKE_BUILD_TYPE=Release \
     -DBUILD_GMOCK=OFF -DCMAKE_INSTALL_PREFIX="$gtest" > /dev/null
 cmake --build "$build/googletest" --target install > /dev/null
 
