@@ -61,12 +61,12 @@ struct choice {
 
 using choices_t = std::map<std::array<int32_t, 3>, choice>; // by sequence, position and layer
 
-// sums have another order where sequences are decoded together: blocks that score alike may change places
-bool is_tie(const choice & a, const choice & b) {
-    const auto [lo, hi] = std::minmax_element(a.scores.begin(), a.scores.end());
-    bool res = a.selected.size() == b.selected.size();
-    for (size_t i = 0; res && i < a.selected.size(); ++i) {
-        res = std::fabs(a.scores.at(size_t(a.selected[i])) - a.scores.at(size_t(b.selected[i]))) <= 1e-3f*(*hi - *lo);
+// up to the order of sums, which is another one where sequences are decoded together
+bool are_close(const std::vector<float> & a, const std::vector<float> & b) {
+    const auto [lo, hi] = std::minmax_element(a.begin(), a.end());
+    bool res = a.size() == b.size();
+    for (size_t i = 0; res && i < a.size(); ++i) {
+        res = std::fabs(a[i] - b[i]) <= 5e-3f*(*hi - *lo);
     }
     return res;
 }
@@ -251,7 +251,8 @@ TEST_P(LlamaStreams, AreAsEachAlone) {
     tracer t = { chosen, -1 };
     llama_infllm_set_trace(ctx.get(), tracer::call, &t);
 
-    std::set<uint32_t> apart; // sequences with other blocks from a tie on
+    std::set<uint32_t> swapped; // sequences in which blocks that score alike have changed places
+    std::set<uint32_t> apart;   // and so others have stayed resident
     std::vector<logits_t> found(N_SEQ);
     for (uint32_t i = 0; i < N_STEP; ++i) {
         n_ubatches = 0;
@@ -267,16 +268,21 @@ TEST_P(LlamaStreams, AreAsEachAlone) {
             step(ctx.get(), { 2 }, i, found);
         }
         for (uint32_t s = 0; s < N_SEQ; ++s) {
-            for (int32_t il = 0; il < llama_model_n_layer(model.get()) && !apart.count(s); ++il) {
+            for (int32_t il = 0; il < llama_model_n_layer(model.get()) && !swapped.count(s); ++il) {
                 const std::array<int32_t, 3> key = { int32_t(s), int32_t(N_PROMPT[s] + i), il };
                 ASSERT_EQ(chosen.count(key), chosen_alone.count(key));
-                if (chosen.count(key) && chosen[key].selected != chosen_alone[key].selected) {
-                    ASSERT_TRUE(is_tie(chosen_alone[key], chosen[key])) << "step " << i << ", sequence " << s;
-                    apart.insert(s);
+                if (chosen.count(key)) {
+                    ASSERT_TRUE(are_close(chosen_alone[key].scores, chosen[key].scores)) << "step " << i << ", sequence " << s;
+                    if (chosen[key].selected != chosen_alone[key].selected) {
+                        swapped.insert(s);
+                    }
                 }
             }
-            if (!apart.count(s)) {
-                ASSERT_LT(max_diff(found[s], expected[i][s]), most) << "step " << i << ", sequence " << s;
+            const float diff = max_diff(found[s], expected[i][s]);
+            if (!swapped.count(s)) {
+                ASSERT_LT(diff, most) << "step " << i << ", sequence " << s;
+            } else if (!(diff < most)) {
+                apart.insert(s);
             }
         }
         ASSERT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
