@@ -77,11 +77,6 @@ foreach (target ggml-base ggml-cpu)
         target_compile_options(${target} PRIVATE ${INFLLM_FAST})
     endif()
 endforeach()
-foreach (target llama-common cpp-httplib)
-    if (TARGET ${target})
-        target_compile_options(${target} PRIVATE ${INFLLM_QUICK})
-    endif()
-endforeach()
 
 if (INFLLM_SANITIZE)
     # in what is upstream's alone UBSan has nothing of ours to find, and triples the time to compile it; see csrc/CMakeLists.txt

@@ -170,12 +170,12 @@ protected:
 
     // what is selected from here on goes into res, as of sequence s, or of each its own if s is -1
     struct tracer {
-        choices_t & res;
+        choices_t * res;
         int32_t     s;
 
         static void call(const llama_infllm_trace_event * e, void * user_data) {
             auto & self = *static_cast<tracer *>(user_data);
-            self.res[{ self.s < 0 ? e->seq_id : self.s, e->pos, e->il }] = {
+            (*self.res)[{ self.s < 0 ? e->seq_id : self.s, e->pos, e->il }] = {
                 { e->selected, e->selected + e->n_selected }, { e->scores, e->scores + e->n_blocks } };
         }
     };
@@ -186,8 +186,8 @@ protected:
         for (uint32_t s = 0; s < N_SEQ; ++s) {
             auto ctx = make(1, plain);
             read(ctx.get(), s, 0);
-            tracer t = { choices ? *choices : ignored, int32_t(s) };
-            llama_infllm_set_trace(ctx.get(), plain ? nullptr : tracer::call, &t);
+            tracer t = { choices, int32_t(s) };
+            llama_infllm_set_trace(ctx.get(), choices ? tracer::call : nullptr, &t);
             for (uint32_t i = 0; i < N_STEP; ++i) {
                 batch b;
                 b.add(texts[s][N_PROMPT[s] + i], llama_pos(N_PROMPT[s] + i), 0, true);
@@ -218,9 +218,8 @@ protected:
         return res;
     }
 
-    tokens_t  texts[N_SEQ];
-    uint32_t  n_ubatches = 0;
-    choices_t ignored;
+    tokens_t texts[N_SEQ];
+    uint32_t n_ubatches = 0;
 
     static model_ptr model;
 };
@@ -248,7 +247,7 @@ TEST_P(LlamaStreams, AreAsEachAlone) {
         read(ctx.get(), s, llama_seq_id(s));
     }
 
-    tracer t = { chosen, -1 };
+    tracer t = { &chosen, -1 };
     llama_infllm_set_trace(ctx.get(), tracer::call, &t);
 
     std::set<uint32_t> swapped; // sequences in which blocks that score alike have changed places
@@ -288,7 +287,7 @@ TEST_P(LlamaStreams, AreAsEachAlone) {
         ASSERT_EQ(llama_infllm_check_slots(ctx.get()), 0u);
     }
     EXPECT_EQ(chosen.empty(), GetParam().search == LLAMA_INFLLM_SEARCH_PRESELECT); // which selects when a text is read
-    EXPECT_LE(apart.size(), N_SEQ/2);
+    EXPECT_LE(apart.size(), 1u);
 }
 
 // whatever the others read: the same bits
