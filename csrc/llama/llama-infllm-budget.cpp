@@ -19,11 +19,8 @@ static uint64_t bytes_read(const llama_model & model) {
     const auto & hparams = model.hparams;
     const bool   is_tied = model.get_tensor("output.weight") == nullptr;
 
-    // each once: devices have copies of what they share
-    const std::map<std::string, const ggml_tensor *> tensors(model.tensors_by_name.begin(), model.tensors_by_name.end());
-
     double res = 0;
-    for (const auto & [name, tensor] : tensors) {
+    for (const auto & [name, tensor] : llama_infllm_weights(model)) {
         const bool is_expert    = name.find("_exps") != std::string::npos && hparams.n_expert > 0;
         const bool is_embedding = name == "token_embd.weight" && !is_tied;
         res += is_embedding ? 0 : double(ggml_nbytes(tensor))*(is_expert ? double(hparams.n_expert_used(hparams.n_layer() - 1))/hparams.n_expert : 1);

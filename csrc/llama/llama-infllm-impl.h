@@ -12,6 +12,7 @@
 
 #include <exception>
 #include <functional>
+#include <map>
 #include <new>
 #include <string>
 
@@ -138,6 +139,10 @@ std::string llama_infllm_why_not(const llama_model & model, const llama_context_
 
 // layers that attend to all tokens, which the method is for: f(il)
 void llama_infllm_for_each_layer(const llama_model & model, const std::function<void(uint32_t)> & f);
+
+// The weights by name, each once: of those that devices share, such as tied embeddings, they have copies, and the model lists
+// them in an order that follows the devices.
+std::map<std::string, const ggml_tensor *> llama_infllm_weights(const llama_model & model);
 
 // Whether values are rotated by a Hadamard matrix before they are quantised, and attention's result back, which spreads
 // outliers: where llama_kv_cache does so.

@@ -14,7 +14,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <map>
 #include <set>
 #include <stdexcept>
 
@@ -386,13 +385,10 @@ uint64_t llama_infllm_layers::model_sum() const {
     if (weights_sum != 0) {
         return weights_sum;
     }
-    // devices have copies of what they share, and the order is that of the devices: neither makes another model
-    const std::map<std::string, const ggml_tensor *> tensors(model.tensors_by_name.begin(), model.tensors_by_name.end());
-
     infllm::checksum res;
 
     std::vector<uint8_t> bytes;
-    for (const auto & [name, t] : tensors) {
+    for (const auto & [name, t] : llama_infllm_weights(model)) {
         std::vector<int64_t> what = { int64_t(t->type) };
         what.insert(what.end(), t->ne, t->ne + GGML_MAX_DIMS);
         res.add(what.data(), what.size()*sizeof(what[0]));

@@ -49,6 +49,10 @@ void llama_infllm_for_each_layer(const llama_model & model, const std::function<
     }
 }
 
+std::map<std::string, const ggml_tensor *> llama_infllm_weights(const llama_model & model) {
+    return { model.tensors_by_name.begin(), model.tensors_by_name.end() };
+}
+
 uint32_t llama_infllm_n_layer(const llama_model * model, ggml_backend_dev_t dev, uint64_t * n_k, uint64_t * n_v) {
     const auto & hparams = model->hparams;
 
